@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line `sis`: one command a stage, and commands to look, check and start something new.
+
+Heavy modules are imported inside the commands, so that `sis --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sis.errors import SisError
+
+if TYPE_CHECKING:
+    from sis.plan import RunSpec
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0, or 2 after a refusal printed as one line)."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except SisError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; finished work is kept, run the same command again", file=sys.stderr)  # noqa: T201
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) went away: nothing is wrong and nobody listens.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands with their arguments."""
+    parser = argparse.ArgumentParser(
+        prog="sis",
+        description="sis-bench: benchmark of semantic image synthesis (label map to image).",
+        epilog="Stages: prepare, train, prior, sample, evaluate (python -m evaluators), publish. "
+        "Whole experiments: snakemake --profile workflow/profiles/local.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _stage_commands(commands)
+    _artefact_commands(commands)
+    _project_commands(commands)
+    return parser
+
+
+_Commands = argparse._SubParsersAction
+
+
+def _command(commands: _Commands, name: str, function: object, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=function)
+    return parser
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--experiment", required=True, help="name or file of the experiment")
+    parser.add_argument("--dataset", required=True, help="dataset of the experiment")
+    parser.add_argument(
+        "--run", dest="run_name", required=True, help="run of the experiment (name, or id with hash)"
+    )
+    parser.add_argument("--pairs", required=True, type=Path, help="prepared pairs (folder or its manifest)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--out", required=True, type=Path, help="where the result goes")
+
+
+def _stage_commands(commands: _Commands) -> None:
+    prepare = _command(commands, "prepare", _prepare, "stage 1: turn raw data into verified pair shards")
+    prepare.add_argument("--dataset", required=True, help="name or card of the dataset")
+    prepare.add_argument("--split", required=True, help="split of the dataset")
+    prepare.add_argument("--data", default="data", help="root of the raw datasets (default: data)")
+    prepare.add_argument("--out", required=True, type=Path, help="folder of the pairs (or its manifest)")
+
+    train = _command(commands, "train", _train, "stage 2: train the model of a run")
+    _run_arguments(train)
+    prior = _command(commands, "prior", _prior, "stage 3: compute the prior of a run")
+    _run_arguments(prior)
+    sample = _command(commands, "sample", _sample, "stage 4: make the image set of a run")
+    _run_arguments(sample)
+    sample.add_argument("--model", type=Path, help="trained model, for methods that train")
+    sample.add_argument("--prior", type=Path, help="prior, for methods that have one")
+    sample.add_argument(
+        "--shards", type=int, default=0, help="cut into so many shards (default: by shard size)"
+    )
+    sample.add_argument("--shard", type=int, default=-1, help="make only this shard (0-based)")
+
+    publish = _command(
+        commands, "publish", _publish, "stage 6: write tables, gallery and leaderboard of an experiment"
+    )
+    publish.add_argument("--experiment", required=True, help="name or file of the experiment")
+    publish.add_argument(
+        "--artefacts", default="artefacts", help="root of the artefacts (default: artefacts)"
+    )
+    publish.add_argument("--out", required=True, type=Path, help="folder of the publication")
+
+
+def _artefact_commands(commands: _Commands) -> None:
+    verify = _command(commands, "verify", _verify, "check every byte of artefacts against their manifests")
+    verify.add_argument("paths", nargs="+", type=Path, help="artefacts, or folders full of them")
+
+    export = _command(commands, "export", _export, "write an image set or pairs as a folder of PNGs")
+    export.add_argument("artefact", type=Path, help="image set or pairs")
+    export.add_argument("--out", required=True, type=Path, help="new folder")
+    what = export.add_mutually_exclusive_group()
+    what.add_argument("--labels", action="store_true", help="of pairs: the label maps (stored ids)")
+    what.add_argument("--instances", action="store_true", help="of pairs: the instance maps (16 bit)")
+
+    bring = _command(commands, "import", _import, "make an image set of a folder of PNGs")
+    bring.add_argument("folder", type=Path, help="folder with the pictures")
+    bring.add_argument("--pairs", required=True, type=Path, help="pairs whose label maps were drawn")
+    bring.add_argument("--name", required=True, help="name of the run")
+    bring.add_argument("--run-id", default="", help="id of the run in an experiment (default: the name)")
+    bring.add_argument("--method", default="", help="name of the method (default: the run's name)")
+    bring.add_argument("--title", default="", help="name in tables (default: the run's name)")
+    bring.add_argument(
+        "--kind", choices=["images", "rule"], default="images", help="how they came (default: images)"
+    )
+    bring.add_argument("--pattern", default="{image_id}.png", help="file names, with {image_id} and {sample}")
+    bring.add_argument("--samples", type=int, default=1, help="images a label map (default: 1)")
+    bring.add_argument("--out", required=True, type=Path, help="folder of the image set (or its manifest)")
+
+
+def _project_commands(commands: _Commands) -> None:
+    listing = _command(commands, "list", _list, "list methods, datasets, experiments and protocols")
+    listing.add_argument(
+        "what", nargs="?", choices=["methods", "datasets", "experiments", "protocols"], help="one kind"
+    )
+
+    new = _command(commands, "new", _new, "write the shortest working example of a plug-in")
+    new.add_argument("what", choices=["method", "dataset", "metric"], help="what to add")
+    new.add_argument("name", help="its name: lower-case letters, digits, '_'")
+    new.add_argument(
+        "--kind", choices=["python", "command", "images", "rule"], default="python", help="kind of a method"
+    )
+
+    check = _command(commands, "check", _check, "run the contract tests of one plug-in on the built-in data")
+    check.add_argument("name", help="a method, dataset or metric")
+
+    config = _command(commands, "config", _config, "show schemas and check configuration files")
+    config.add_argument(
+        "action", choices=["schema", "docs", "check"], help="JSON schemas, Markdown tables, or a check"
+    )
+    config.add_argument("--out", type=Path, help="schema: folder for one file each (default: print)")
+
+
+def _spec(arguments: argparse.Namespace) -> RunSpec:
+    from sis.plan import load_plan
+
+    return load_plan(experiment=arguments.experiment).spec(arguments.dataset, arguments.run_name)
+
+
+def _folder(path: Path) -> Path:
+    """A folder artefact may be named by its manifest, as the workflow does."""
+    return path.parent if path.name == "manifest.json" else path
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from sis.config.files import dataset_card
+    from sis.data.prepare import data_root, prepare
+
+    card = dataset_card(arguments.dataset)
+    prepare(card, arguments.split, data_root(arguments.data), _folder(arguments.out))
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from sis.device import prepare_device
+    from sis.training.train import train_model
+
+    spec = _spec(arguments)
+    train_model(spec, arguments.pairs, arguments.out, prepare_device(arguments.device, spec.threads))
+
+
+def _prior(arguments: argparse.Namespace) -> None:
+    from sis.device import prepare_device
+    from sis.training.train import compute_prior
+
+    spec = _spec(arguments)
+    compute_prior(spec, arguments.pairs, arguments.out, prepare_device(arguments.device, spec.threads))
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    from sis.device import prepare_device
+    from sis.sampling.run import SampleJob, sample_run
+
+    spec = _spec(arguments)
+    device = prepare_device(arguments.device, spec.threads)
+    out = _folder(arguments.out)
+    job = SampleJob(
+        spec,
+        arguments.pairs,
+        out,
+        arguments.model,
+        arguments.prior,
+        device,
+        arguments.shards,
+        arguments.shard,
+    )
+    sample_run(job)
+
+
+def _publish(arguments: argparse.Namespace) -> None:
+    from sis.publish.experiment import publish_experiment
+
+    publish_experiment(arguments.experiment, arguments.artefacts, arguments.out)
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from sis.data.verify import verify_all
+
+    for path, manifest in verify_all(arguments.paths):
+        print(f"ok {manifest.artefact:11} {len(manifest.files):4} files  {path}")  # noqa: T201
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from sis.sampling.ingest import export_pictures
+
+    count = export_pictures(arguments.artefact, arguments.out, arguments.labels, arguments.instances)
+    print(f"{count} pictures in {arguments.out}")  # noqa: T201
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from sis.sampling.ingest import Import, import_folder
+
+    job = Import(
+        folder=arguments.folder,
+        pairs=arguments.pairs,
+        out=_folder(arguments.out),
+        name=arguments.name,
+        run_id=arguments.run_id or arguments.name,
+        title=arguments.title or arguments.name,
+        method=arguments.method or arguments.name,
+        kind=arguments.kind,
+        pattern=arguments.pattern,
+        samples_per_map=arguments.samples,
+    )
+    import_folder(job)
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from sis.project.listing import listing
+
+    print(listing(arguments.what))  # noqa: T201
+
+
+def _new(arguments: argparse.Namespace) -> None:
+    from sis.project.scaffold import scaffold
+
+    for path in scaffold(arguments.what, arguments.name, arguments.kind):
+        print(f"wrote {path}")  # noqa: T201
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from sis.project.check import check
+
+    return check(arguments.name)
+
+
+def _config(arguments: argparse.Namespace) -> None:
+    from sis.config import schema
+
+    if arguments.action == "check":
+        print(schema.check_all())  # noqa: T201
+    elif arguments.action == "docs":
+        print(schema.markdown())  # noqa: T201
+    elif arguments.out:
+        for path in schema.write_schemas(arguments.out):
+            print(f"wrote {path}")  # noqa: T201
+    else:
+        print(schema.schema_text())  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())

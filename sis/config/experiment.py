@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to run: the experiment file and the site's settings."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sis.config.base import Name, StrictModel
+from sis.config.cards import Scalar
+
+Params = dict[str, Scalar | list[Scalar]]
+
+
+class DatasetUse(StrictModel):
+    """One dataset of an experiment."""
+
+    protocol: Name = Field(description="how its images are judged: a file of config/protocols")
+
+
+class Run(StrictModel):
+    """One row of the experiment's table."""
+
+    method: Name = Field(
+        description="a method: a file of sis/methods, config/methods or workflow/rules/methods"
+    )
+    title: str = Field(default="", description="name in tables; empty: the method's own title")
+    fit: Params = Field(default={}, description="training parameters that differ from the method's defaults")
+    sample: Params = Field(
+        default={}, description="sampling parameters that differ from the method's defaults"
+    )
+    seed: int = Field(default=0, ge=0, description="training seed")
+    samples_per_map: int | None = Field(
+        default=None, ge=1, description="images a label map; empty: the experiment's"
+    )
+    datasets: list[Name] = Field(default=[], description="datasets of this run; empty: all of the experiment")
+
+
+class Experiment(StrictModel):
+    """An experiment (config/experiments/<name>.yaml): runs x datasets x protocol."""
+
+    name: Name = Field(description="name of the experiment, equal to the file's stem")
+    title: str = Field(description="headline of its results page")
+    description: str = Field(default="", description="what it shows, for the results page")
+    datasets: dict[Name, DatasetUse] = Field(min_length=1, description="datasets and their protocols")
+    runs: dict[Name, Run] = Field(min_length=1, description="the rows of the table")
+    rule_methods: Literal["all", "none"] = Field(
+        default="none", description="all: every file of workflow/rules/methods is a run too, by its stem"
+    )
+    samples_per_map: int = Field(default=1, ge=1, description="images drawn for each label map")
+    sample_seed: int = Field(default=0, ge=0, description="seed of all sampling noise")
+    batch_size: int = Field(default=16, ge=1, description="images sampled together; the last batch is padded")
+    shard_size: int = Field(default=500, ge=1, description="images a shard")
+    threads: int = Field(
+        default=1, ge=1, description="CPU threads a job; part of what fixes the bits on a CPU"
+    )
+    published: list[Name] = Field(default=[], description="tables of config/published shown beside ours")
+
+
+class Settings(StrictModel):
+    """A site's settings (config/config.yaml)."""
+
+    experiment: Name = Field(default="demo", description="which experiment: a file of config/experiments")
+    artefacts: str = Field(
+        default="artefacts", description="root of everything between the stages; may be large"
+    )
+    results: str = Field(default="results", description="root of published tables and pages")
+    data: str = Field(default="data", description="root of the raw datasets")
+    weights: str = Field(default="weights", description="folder with external weight files")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")

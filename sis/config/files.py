@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds and loads configuration files by name."""
+
+from __future__ import annotations
+
+import functools
+import string
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from sis.config.cards import DatasetCard, MethodCard
+from sis.config.experiment import Experiment, Settings
+from sis.config.strict_yaml import load_model
+from sis.data.labels import LabelSpace
+from sis.errors import SisError, did_you_mean
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@functools.cache
+def project_root(start: Path | None = None) -> Path:
+    """The folder with `Snakefile` and `config/`: the current one, a parent of it, or the installed checkout."""
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
+        if (folder / "Snakefile").is_file() and (folder / "config").is_dir():
+            return folder
+    raise SisError("no project here (no Snakefile beside config/)", where=here, fix="run inside a checkout")
+
+
+def config_file(kind: str, name: str) -> Path:
+    """The file of config/<kind>/ called `name`; a path to a YAML file is taken as it is."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    folder = project_root() / "config" / kind
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = [p.stem for p in folder.glob("*.yaml")]
+        raise SisError(f"no {kind.rstrip('s')} called {name!r}", where=folder, fix=did_you_mean(name, known))
+    return path
+
+
+def named(kind: str, name: str, model: type[Model]) -> Model:
+    """Load config/<kind>/<name>.yaml; the name inside must equal the file's stem."""
+    path = config_file(kind, name)
+    loaded = load_model(path, model)
+    inside = getattr(loaded, "name", path.stem)
+    if inside != path.stem:
+        raise SisError(f"name: {inside!r} differs from the file's name {path.stem!r}", where=path)
+    return loaded
+
+
+def settings(overrides: dict | None = None) -> Settings:
+    """config/config.yaml with `overrides` (Snakemake's --config) on top."""
+    return load_model(project_root() / "config" / "config.yaml", Settings, overrides)
+
+
+def experiment(name: str) -> Experiment:
+    """An experiment by name or file, with every dataset a run names checked."""
+    loaded = named("experiments", name, Experiment)
+    for run_name, run in loaded.runs.items():
+        for dataset in run.datasets:
+            if dataset not in loaded.datasets:
+                fix = did_you_mean(dataset, loaded.datasets)
+                raise SisError(
+                    f"run {run_name!r} names dataset {dataset!r}",
+                    where=config_file("experiments", name),
+                    fix=fix,
+                )
+    return loaded
+
+
+def dataset_card(name: str) -> DatasetCard:
+    """A dataset's card by name or file."""
+    return named("datasets", name, DatasetCard)
+
+
+def label_space(name: str) -> LabelSpace:
+    """A label table by name."""
+    return named("labels", name, LabelSpace)
+
+
+def method_card(path: Path) -> MethodCard:
+    """A method's card, with only known fields in its templates."""
+    card = load_model(path, MethodCard)
+    for text, allowed in (
+        (card.command, {"labels", "out", "ids", "seed"}),
+        (card.pattern, {"image_id", "sample"}),
+    ):
+        unknown = {f for _, f, _, _ in string.Formatter().parse(text) if f is not None} - allowed
+        if unknown:
+            raise SisError(
+                f"unknown field {{{sorted(unknown)[0]}}} in a template",
+                where=path,
+                fix=f"known: {sorted(allowed)}",
+            )
+    return card

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files appear whole or not at all: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sis.errors import SisError
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_ACCESS = {errno.EACCES, errno.EROFS, errno.EPERM}
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; rename it to `path` once the block has ended well.
+
+    The content is flushed to disk before the rename and the folder after it, so a power cut leaves either the old
+    file or the new one. After an error the temporary file is gone and `path` is untouched. Raises SisError when the
+    disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        _remove(temporary)
+
+
+def write_bytes_atomic(path: Path | str, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text_atomic(path: Path | str, text: str) -> None:
+    """Write `text` as UTF-8 to `path`, whole or not at all."""
+    write_bytes_atomic(path, text.encode())
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files that a killed writer left in `folder` (call only when nobody writes there)."""
+    for leftover in folder.glob(".*.tmp-*"):
+        _remove(leftover)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _explained(error: OSError, path: Path) -> Exception:
+    if error.errno in _NO_SPACE:
+        free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
+        return SisError(
+            f"no space left to write {path.name} ({free:,} bytes free)",
+            where=path.parent,
+            fix="free disk space or choose another root in config/config.yaml, then run again",
+        )
+    if error.errno in _NO_ACCESS:
+        return SisError(
+            f"cannot write {path.name}: {error.strerror}", where=path.parent, fix="check permissions"
+        )
+    return error

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Arrow schemas of the tables that pass between the stages."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+#: Same layout as the image feature of Hugging Face `datasets`: encoded bytes plus a (relative) path.
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+#: One label map with its real photograph.
+PAIRS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("reference_id", pa.string()),
+        ("pixel_sha256", pa.string()),
+        ("label_sha256", pa.string()),
+        ("image", IMAGE),
+        ("label", IMAGE),
+        ("instance", IMAGE),
+    ]
+)
+
+#: One generated image.
+IMAGES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("sample_index", pa.int32()),
+        ("seed", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("pixel_sha256", pa.string()),
+        ("image", IMAGE),
+    ]
+)
+
+#: One number. `value` is null where a metric is undefined; `note` then says why.
+SCORES = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("protocol", pa.string()),
+        ("protocol_id", pa.string()),
+        ("run", pa.string()),
+        ("run_id", pa.string()),
+        ("method", pa.string()),
+        ("title", pa.string()),
+        ("kind", pa.string()),
+        ("role", pa.string()),
+        ("seed", pa.int64()),
+        ("metric", pa.string()),
+        ("class_name", pa.string()),
+        ("value", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("unit", pa.string()),
+        ("direction", pa.string()),
+        ("n_images", pa.int64()),
+        ("n_maps", pa.int64()),
+        ("stand_in", pa.string()),
+        ("note", pa.string()),
+        ("replicates", pa.list_(pa.float64())),
+    ]
+)
+
+#: Scores as they are published: without the bootstrap replicates.
+PUBLISHED_SCORES = pa.schema([f for f in SCORES if f.name != "replicates"])
+
+#: One row a logged training step; `seconds` and `images` count from the start of training.
+TRAINING_LOG = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("loss", pa.float64()),
+        ("seconds", pa.float64()),
+        ("images", pa.int64()),
+    ]
+)

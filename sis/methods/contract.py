@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a method of kind `python` is: one class that turns label maps and keyed noise into images.
+
+The harness supplies data, device, padded batches of fixed size, noise, checkpoints, shards, resume and timing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from sis.config.base import StrictModel
+from sis.config.cards import DatasetCard
+from sis.data.labels import LabelSpace
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sis.data.decoded import TrainingData
+    from sis.data.pairs import PairSet
+    from sis.diffusion.noise import Noise
+    from sis.training.loop import TrainingRun
+
+
+class NoParams(StrictModel):
+    """A method without parameters."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a method runs.
+
+    size: (height, width). pairs: the split's real photographs, only for methods whose NEEDS names "pairs".
+    prior: what the method's own `prior` returned, if it has one.
+    """
+
+    dataset: DatasetCard
+    labels: LabelSpace
+    size: tuple[int, int]
+    device: str
+    pairs: PairSet | None = None
+    prior: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class MapBatch:
+    """Label maps to turn into images.
+
+    labels: int64 `(b, h, w)`, channels 0..width-1 of the label space (void is the last one).
+    instances: int64 `(b, h, w)`, 0 for stuff.
+    """
+
+    image_ids: tuple[str, ...]
+    sample_indices: tuple[int, ...]
+    labels: Tensor
+    instances: Tensor
+
+
+class Method:
+    """Base of all Python methods. A subclass implements `sample`; `fit`, `prior` and `skip` where it needs them."""
+
+    #: "control" for rows that calibrate the metrics; controls are shown, never ranked.
+    ROLE: ClassVar[Literal["contestant", "control"]] = "contestant"
+    #: Raised whenever the same parameters would give other images.
+    VERSION: ClassVar[int] = 1
+    #: What it reads besides label maps: nothing, or ("pairs",) for controls that show real photographs.
+    NEEDS: ClassVar[tuple[str, ...]] = ()
+    #: True when every sample of a label map is the same image.
+    DETERMINISTIC: ClassVar[bool] = False
+
+    #: Parameters that decide the trained model.
+    FitParams: ClassVar[type[StrictModel]] = NoParams
+    #: Parameters of sampling alone.
+    SampleParams: ClassVar[type[StrictModel]] = NoParams
+
+    #: The trained network; the harness saves its averaged weights and loads them before sampling.
+    network: nn.Module | None = None
+
+    def __init__(self, context: Context, fit: Any, sample: Any) -> None:
+        """Keep the context and the validated parameters; `build` makes the network."""
+        self.context, self.fit_params, self.sample_params = context, fit, sample
+        self.build()
+
+    def build(self) -> None:
+        """Make `self.network` (randomly initialised under the harness' seed), if the method trains one."""
+
+    def fit(self, data: TrainingData, run: TrainingRun) -> None:
+        """Train `self.network`, normally by `run.optimise(...)`."""
+        raise NotImplementedError
+
+    def prior(self, data: TrainingData) -> dict[str, Tensor]:
+        """Statistics of the training set that sampling needs, as named tensors."""
+        raise NotImplementedError
+
+    def sample(self, maps: MapBatch, noise: Noise) -> Tensor:
+        """Turn label maps into uint8 images `(b, 3, h, w)`, with no randomness but `noise`."""
+        raise NotImplementedError
+
+    @classmethod
+    def skip(cls, dataset: DatasetCard) -> str:
+        """Why this method cannot run on a dataset, as a sentence; empty when it can."""
+        return ""

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spatially-adaptive normalisation: scale and shift of every pixel follow from the label map (SDM, Eq. 8)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def groups_of(channels: int, groups: int = 32) -> int:
+    """The largest number of groups up to `groups` that divides `channels` (32 in all published networks)."""
+    return next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0)
+
+
+class SPADE(nn.Module):
+    """Group norm whose scale and shift are convolutions of the label map.
+
+    The authors' code computes (1 + gamma) * norm(x) + beta, where the paper prints gamma * norm(x) + beta. The label
+    map is resized by plain nearest sampling, i.e. the top-left pixel of each cell.
+    """
+
+    def __init__(self, channels: int, label_channels: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups_of(channels), channels, eps=1e-5, affine=False)
+        self.shared = nn.Conv2d(label_channels, hidden, 3, padding=1)
+        self.gamma = nn.Conv2d(hidden, channels, 3, padding=1)
+        self.beta = nn.Conv2d(hidden, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        """Modulate features `(b, c, h, w)` by a one-hot map `(b, k, H, W)` of any size."""
+        actv = F.relu(self.shared(F.interpolate(label, size=x.shape[-2:], mode="nearest")))
+        return self.norm(x) * (1 + self.gamma(actv)) + self.beta(actv)
+
+
+class AffineNorm(nn.Module):
+    """Ordinary group norm with the call signature of SPADE; the label map is not used."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups_of(channels), channels, eps=1e-5)
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        """Normalise features `(b, c, h, w)`."""
+        return self.norm(x)

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan of an experiment: every artefact, its path and the parameters that decide it, before anything runs.
+
+Names carry a hash of all parameters, so a changed parameter is another artefact and equal work is shared between
+experiments. No torch is imported here: Snakemake builds the plan at every start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sis.config import files
+from sis.config.cards import DatasetCard
+from sis.config.experiment import Experiment, Run, Settings
+from sis.config.protocols import ProtocolCard
+from sis.data.manifest import stable_hash
+from sis.errors import SisError, did_you_mean
+from sis.methods.discovery import MethodInfo, methods
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run of one method on one dataset: a future image set."""
+
+    dataset: DatasetCard
+    protocol: ProtocolCard
+    name: str
+    method: MethodInfo
+    title: str
+    fit: dict[str, Any]
+    sample: dict[str, Any]
+    seed: int
+    sample_seed: int
+    samples_per_map: int
+    batch_size: int
+    shard_size: int
+    threads: int
+    model_id: str = field(init=False)
+    prior_id: str = field(init=False)
+    run_id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        # What a model is made of: everything that decides its weights on one machine.
+        base = [self.method.name, self.method.version, self.dataset.model_dump(), self.threads]
+        model = stable_hash([*base, self.fit, self.seed])
+        object.__setattr__(self, "model_id", f"{self.method.name}-{model}" if self.method.trains else "")
+        object.__setattr__(self, "prior_id", f"{self.method.name}-{model}" if self.method.has_prior else "")
+        how = [self.sample, self.sample_seed, self.samples_per_map, self.batch_size, self.protocol.split]
+        card = self.method.card.model_dump() if self.method.card else {}
+        object.__setattr__(self, "run_id", f"{self.name}-{stable_hash([*base, model, how, card])}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment's runs and the paths of all its artefacts."""
+
+    settings: Settings
+    experiment: Experiment
+    runs: list[RunSpec]
+
+    @property
+    def root(self) -> str:
+        return self.settings.artefacts.rstrip("/")
+
+    def pairs(self, dataset: str, split: str) -> str:
+        return f"{self.root}/pairs/{dataset}/{split}/manifest.json"
+
+    def model(self, dataset: str, model_id: str) -> str:
+        return f"{self.root}/models/{dataset}/{model_id}/model.safetensors"
+
+    def prior(self, dataset: str, prior_id: str) -> str:
+        return f"{self.root}/priors/{dataset}/{prior_id}/prior.safetensors"
+
+    def images(self, dataset: str, run_id: str) -> str:
+        return f"{self.root}/images/{dataset}/{run_id}/manifest.json"
+
+    def segmenter(self, protocol: str) -> str:
+        """The protocol's segmenter, where it is trained here."""
+        card = self.protocol(protocol)
+        name = f"{card.segmenter.name}-{stable_hash([files.dataset_card(card.dataset).model_dump(), card.segmenter.model_dump()])}"
+        return f"{self.root}/segmenters/{card.dataset}/{name}/model.safetensors"
+
+    def reference(self, dataset: str, protocol: str) -> str:
+        return f"{self.root}/partials/{dataset}/_reference/{protocol}/manifest.json"
+
+    def partials(self, dataset: str, run_id: str, protocol: str) -> str:
+        return f"{self.root}/partials/{dataset}/{run_id}/{protocol}/manifest.json"
+
+    def scores(self, dataset: str, run_id: str, protocol: str) -> str:
+        return f"{self.root}/scores/{dataset}/{run_id}/{protocol}.parquet"
+
+    def published(self, name: str) -> str:
+        return f"{self.settings.results.rstrip('/')}/{self.experiment.name}/{name}"
+
+    def protocol(self, name: str) -> ProtocolCard:
+        return files.named("protocols", name, ProtocolCard)
+
+    def spec(self, dataset: str, run: str) -> RunSpec:
+        """The run called `run` (its name or its id) on a dataset."""
+        here = [s for s in self.runs if s.dataset.name == dataset]
+        for spec in here:
+            if run in (spec.name, spec.run_id):
+                return spec
+        if not here:
+            known = sorted({s.dataset.name for s in self.runs})
+            raise SisError(
+                f"experiment {self.experiment.name} has no dataset {dataset!r}",
+                fix=did_you_mean(dataset, known),
+            )
+        raise SisError(
+            f"experiment {self.experiment.name} has no run {run!r} on {dataset}",
+            fix=did_you_mean(run, [s.name for s in here]),
+        )
+
+    def of_model(self, dataset: str, model_id: str) -> RunSpec:
+        """Any run that uses a model or a prior (all of them agree on how it is made)."""
+        return next(
+            s for s in self.runs if s.dataset.name == dataset and model_id in (s.model_id, s.prior_id)
+        )
+
+    def run_ids(self, *kinds: str, method: str = "") -> list[str]:
+        """Ids of the runs of some kinds or of one method."""
+        return sorted({s.run_id for s in self.runs if s.method.kind in kinds or s.method.name == method})
+
+    def pattern(self, names: list[str]) -> str:
+        """A regular expression that matches exactly these names, and nothing when there are none."""
+        return "|".join(n.replace(".", r"\.") for n in names) or r"(?!)"
+
+    def all_scores(self) -> list[str]:
+        return [self.scores(s.dataset.name, s.run_id, s.protocol.name) for s in self.runs]
+
+    def all_images(self) -> list[str]:
+        return [self.images(s.dataset.name, s.run_id) for s in self.runs]
+
+    def all_pairs(self) -> list[str]:
+        """The splits that this experiment reads."""
+        splits = {
+            (s.dataset.name, x)
+            for s in self.runs
+            for x in ("train", s.protocol.split, s.protocol.reference.split)
+        }
+        return [self.pairs(*pair) for pair in sorted(splits)]
+
+    def artefacts(self) -> list[tuple[str, str]]:
+        """(stage, path) of every artefact with a run record, in the order of the stages."""
+        models = {("train", self.model(s.dataset.name, s.model_id)) for s in self.runs if s.model_id}
+        priors = {("prior", self.prior(s.dataset.name, s.prior_id)) for s in self.runs if s.prior_id}
+        judges = {("evaluate", self.segmenter(s.protocol.name)) for s in self.runs}
+        judges |= {("evaluate", self.reference(s.dataset.name, s.protocol.name)) for s in self.runs}
+        judged = [("evaluate", self.partials(s.dataset.name, s.run_id, s.protocol.name)) for s in self.runs]
+        return [
+            *[("prepare", p) for p in self.all_pairs()],
+            *sorted(models),
+            *sorted(priors),
+            *[("sample", p) for p in self.all_images()],
+            *sorted(judges),
+            *judged,
+            *[("evaluate", p) for p in self.all_scores()],
+        ]
+
+
+def load_plan(overrides: dict[str, Any] | None = None, experiment: str = "") -> Plan:
+    """Read the settings and the experiment, and resolve every run.
+
+    Args:
+        overrides: settings given on the command line (Snakemake's `config`).
+        experiment: name or file of an experiment; empty: the one in the settings.
+    """
+    site = files.settings(overrides)
+    chosen = files.experiment(experiment or site.experiment)
+    known = methods()
+    runs = dict(chosen.runs)
+    if chosen.rule_methods == "all":
+        runs |= {n: Run(method=n) for n, m in known.items() if m.kind == "rule" and n not in runs}
+    specs = []
+    for dataset, use in chosen.datasets.items():
+        card, protocol = files.dataset_card(dataset), files.named("protocols", use.protocol, ProtocolCard)
+        if protocol.dataset != dataset:
+            raise SisError(
+                f"protocol {protocol.name} judges {protocol.dataset}, not {dataset}", where=chosen.name
+            )
+        for name, run in runs.items():
+            if not run.datasets or dataset in run.datasets:
+                specs.append(_spec(chosen, card, protocol, name, run, known))
+    return Plan(site, chosen, specs)
+
+
+def _spec(
+    chosen: Experiment,
+    card: DatasetCard,
+    protocol: ProtocolCard,
+    name: str,
+    run: Run,
+    known: dict[str, MethodInfo],
+) -> RunSpec:
+    if run.method not in known:
+        where = f"config/experiments/{chosen.name}.yaml, run {name}"
+        raise SisError(f"no method called {run.method!r}", where=where, fix=did_you_mean(run.method, known))
+    method = known[run.method]
+    samples = run.samples_per_map or (1 if method.deterministic else chosen.samples_per_map)
+    return RunSpec(
+        card, protocol, name, method, run.title or method.title, run.fit, run.sample, run.seed, chosen.sample_seed,
+        samples, chosen.batch_size, chosen.shard_size, chosen.threads,
+    )  # fmt: skip

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kinds `command` and `images`: pictures made by somebody else's program, or lying in a folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import string
+import subprocess
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sis.config.cards import MethodCard
+from sis.config.files import project_root
+from sis.data.images import decode_png, encode_png
+from sis.data.manifest import stable_hash
+from sis.data.pairs import PairSet
+from sis.errors import SisError, first_of
+from sis.sampling.shards import Key, MakeBatch
+
+_TAIL_LINES = 5
+
+
+def file_name(pattern: str, key: Key) -> str:
+    """The file that holds one image; patterns know {image_id} and {sample}."""
+    return pattern.format(image_id=key[0], sample=key[1])
+
+
+def read_folder(folder: Path, pattern: str, keys: list[Key], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Read the pictures of some keys, uint8 `(n, h, w, 3)`.
+
+    Raises SisError for missing files (counted, the first five named), links that leave the folder, files that are no
+    whole PNG, and pictures of another mode or size.
+    """
+    if not folder.is_dir():
+        raise SisError("no such folder of images", where=folder)
+    paths = [folder / file_name(pattern, key) for key in keys]
+    missing = [p.name for p in paths if not p.is_file()]
+    if missing:
+        raise SisError(f"{len(missing)} of {len(keys)} images are missing: {first_of(missing)}", where=folder)
+    images = []
+    for path in paths:
+        if folder.resolve() not in path.resolve().parents:
+            raise SisError("an image leads out of its folder", where=path)
+        image = decode_png(path.read_bytes(), where=path, mode="RGB")
+        if image.shape != (*size, 3):
+            found = f"{image.shape[0]}x{image.shape[1]}"
+            raise SisError(
+                f"image is {found}, expected {size[0]}x{size[1]}", where=path, fix="resize it yourself"
+            )
+        images.append(image)
+    return np.stack(images)
+
+
+def require_no_extra(folder: Path, pattern: str, keys: list[Key]) -> None:
+    """Raise SisError when the folder holds pictures that belong to no label map of the split."""
+    wanted = {file_name(pattern, key) for key in keys}
+    extra = sorted(p.name for p in folder.glob("*.png") if p.name not in wanted)
+    if extra:
+        raise SisError(f"{len(extra)} images belong to no label map: {first_of(extra)}", where=folder)
+
+
+def folder_maker(folder: Path, pattern: str, keys: list[Key], size: tuple[int, int]) -> MakeBatch:
+    """Images from a folder; the whole folder is checked for strangers before the first one is read."""
+    if not folder.is_dir():
+        raise SisError("no such folder of images", where=folder)
+    if len({file_name(pattern, k) for k in keys}) != len(keys):
+        raise SisError("several samples a map need {sample} in the pattern", where=pattern)
+    require_no_extra(folder, pattern, keys)
+    return lambda some: read_folder(folder, pattern, some, size)
+
+
+def command_maker(card: MethodCard, pairs: PairSet, work: Path, seed: int) -> MakeBatch:
+    """Images from an external program, run once a shard-sized batch in a folder of its own.
+
+    The program finds label maps `{labels}/<image id>.png` (8-bit stored ids) and `{ids}`, lines of image id, tab,
+    sample index; it writes `{out}/<image id>_<sample index, 3 digits>.png`, 8-bit RGB of the label map's size.
+    """
+
+    def make(keys: list[Key]) -> NDArray[np.uint8]:
+        folder = work / stable_hash(keys)
+        shutil.rmtree(folder, ignore_errors=True)
+        labels, out, ids = folder / "labels", folder / "out", folder / "ids.txt"
+        labels.mkdir(parents=True)
+        out.mkdir()
+        for image_id in dict.fromkeys(image_id for image_id, _ in keys):
+            (labels / f"{image_id}.png").write_bytes(encode_png(pairs.by_id(image_id).label))
+        ids.write_text("".join(f"{image_id}\t{sample}\n" for image_id, sample in keys))
+        places = {"labels": labels, "out": out, "ids": ids, "seed": seed}
+        _run(command_line(card, {k: str(v) for k, v in places.items()}, folder), folder / "log.txt", card)
+        images = read_folder(out, "{image_id}_{sample:03d}.png", keys, pairs.size)
+        shutil.rmtree(folder)
+        return images
+
+    return make
+
+
+def command_line(card: MethodCard, places: dict[str, str], folder: Path) -> list[str]:
+    """The argument list of a command card: no shell, so nothing in a name is ever executed."""
+    import shlex
+
+    words = [string.Formatter().vformat(word, (), places) for word in shlex.split(card.command)]
+    if card.container:
+        runner = shutil.which("apptainer") or shutil.which("singularity")
+        if runner is None:
+            raise SisError("this method needs apptainer (its card names a container)", where=card.container)
+        bind = ["--bind", str(folder.resolve()), "--bind", str(project_root()), "--pwd", str(project_root())]
+        return [runner, "exec", "--cleanenv", "--net", "--network", "none", *bind, card.container, *words]
+    if card.conda:
+        if shutil.which("conda") is None:
+            raise SisError("this method needs conda (its card names an environment)", where=card.conda)
+        return ["conda", "run", "--no-capture-output", "--name", card.conda, *words]
+    return words
+
+
+def _run(command: list[str], log: Path, card: MethodCard) -> None:
+    with log.open("wb") as output:
+        try:
+            process = subprocess.Popen(
+                command, cwd=project_root(), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise SisError(f"cannot start {command[0]!r}: {error.strerror}", where=card.title) from error
+        try:
+            code = process.wait(timeout=card.timeout_minutes * 60)
+        except subprocess.TimeoutExpired:
+            raise SisError(
+                f"the command ran over {card.timeout_minutes:g} minutes and was stopped",
+                where=log,
+                fix="raise timeout_minutes",
+            ) from None
+        finally:
+            _kill_group(process)
+    if code:
+        tail = log.read_text(errors="replace").strip().splitlines()[-_TAIL_LINES:]
+        raise SisError(f"the command failed with exit code {code}: {' | '.join(tail)}", where=log)
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """End the command and every child it left behind."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()

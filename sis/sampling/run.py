@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the sampling of one run: all shards or one, then the image set's manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sis.data.image_set import ImageSetMeta, finish_image_set, shard_is_good
+from sis.data.manifest import Manifest, read_manifest, stable_hash
+from sis.data.pairs import PairSet
+from sis.data.provenance import RunRecord, device_name
+from sis.errors import SisError
+from sis.plan import RunSpec
+from sis.progress import Progress
+from sis.sampling.foreign import command_maker, folder_maker
+from sis.sampling.python_method import batch_maker, build_method, load_weights
+from sis.sampling.shards import Cut, MakeBatch, all_keys, cut, sample_shard, shard_seconds
+from sis.training.state import load_tensors
+
+
+@dataclass(frozen=True)
+class SampleJob:
+    """What to sample and where everything lies.
+
+    shards: number of equal shards, 0 for shards of the experiment's size. only: index of the one shard to make, -1
+    for all.
+    """
+
+    spec: RunSpec
+    pairs: Path
+    out: Path
+    model: Path | None = None
+    prior: Path | None = None
+    device: str = "cpu"
+    shards: int = 0
+    only: int = -1
+
+
+def sample_run(job: SampleJob) -> Manifest | None:
+    """Make the image set of a run; whatever an interrupted run finished is kept.
+
+    Returns its manifest, or None when other shards are still missing (each shard of a set may be another job).
+    """
+    spec, pairs = job.spec, PairSet.open(job.pairs)
+    _check_pairs(spec, pairs)
+    run = RunRecord.start(seeds={"training": spec.seed, "sampling": spec.sample_seed}, device=job.device)
+    keys = all_keys(pairs.ids, spec.samples_per_map)
+    inputs = [_digest(path) for path in (job.pairs, job.model, job.prior)]
+    # The device is part of what fixes the bits, so shards of another device are not continued.
+    key = stable_hash([spec.run_id, inputs, device_name(job.device)], 16)
+    parts = cut(keys, spec.shard_size, job.shards, key)
+    chosen = parts if job.only < 0 else [_only(parts, job.only)]
+    batch = spec.batch_size if spec.method.kind == "python" else spec.shard_size
+    make: MakeBatch | None = None
+    with Progress(
+        f"sample {spec.dataset.name}/{spec.name}", sum(len(p.keys) for p in chosen), "images"
+    ) as progress:
+        for part in chosen:
+            if make is None and not shard_is_good(job.out / part.name, part.key):
+                make = _maker(job, pairs, keys)
+            sample_shard(part, job.out, batch, make or _never, pairs.size, spec.sample_seed, run, progress)
+    if not all(shard_is_good(job.out / p.name, p.key) for p in parts):
+        return None
+    return _finish(job, pairs, parts, run)
+
+
+def _maker(job: SampleJob, pairs: PairSet, keys: list[tuple[str, int]]) -> MakeBatch:
+    spec = job.spec
+    card = spec.method.card
+    if spec.method.kind == "images" and card is not None:
+        return folder_maker(Path(card.path), card.pattern, keys, pairs.size)
+    if spec.method.kind == "command" and card is not None:
+        return command_maker(card, pairs, job.out / "work" / "command", spec.sample_seed)
+    if spec.method.kind != "python":
+        raise SisError(
+            f"method {spec.method.name} has a rule of its own", where=spec.method.path, fix="run that rule"
+        )
+    prior = load_tensors(job.prior, "prior")[0] if job.prior else None
+    method = build_method(spec, job.device, pairs, prior)
+    if spec.method.trains:
+        if job.model is None:
+            raise SisError(f"method {spec.method.name} needs a trained model", fix="give --model")
+        load_weights(method, job.model)
+    return batch_maker(method, pairs, spec.batch_size, spec.sample_seed, job.device)
+
+
+def _never(keys: list[tuple[str, int]]) -> object:
+    raise AssertionError("every shard was already there")
+
+
+def _finish(job: SampleJob, pairs: PairSet, parts: list[Cut], run: RunRecord) -> Manifest:
+    spec, seconds = job.spec, [shard_seconds(job.out / p.name) for p in parts]
+    timed = spec.method.kind in ("python", "command") and all(s is not None for s in seconds)
+    meta = ImageSetMeta(
+        dataset=pairs.dataset,
+        split=pairs.split,
+        run=spec.name,
+        run_id=spec.run_id,
+        method=spec.method.name,
+        title=spec.title,
+        kind=spec.method.kind,  # pyright: ignore[reportArgumentType]
+        role=spec.method.role,  # pyright: ignore[reportArgumentType]
+        labels=pairs.labels.name,
+        size=list(pairs.size),
+        samples_per_map=spec.samples_per_map,
+        seed=spec.seed,
+        sample_seed=spec.sample_seed,
+        batch_size=spec.batch_size,
+        device=device_name(job.device),
+        threads=spec.threads,
+        sampling_seconds=sum(s or 0.0 for s in seconds) if timed else None,
+    )
+    extra = {"fit": spec.fit, "sample": spec.sample, "pairs_digest": pairs.manifest.digest}
+    return finish_image_set(job.out, [p.name for p in parts], meta, run, extra)
+
+
+def _check_pairs(spec: RunSpec, pairs: PairSet) -> None:
+    found, wanted = (pairs.dataset, pairs.split), (spec.dataset.name, spec.protocol.split)
+    if found != wanted:
+        raise SisError(f"these are the pairs of {'/'.join(found)}, the run needs {'/'.join(wanted)}")
+
+
+def _only(parts: list[Cut], index: int) -> Cut:
+    if index >= len(parts):
+        raise SisError(f"shard {index} was asked for, there are {len(parts)} (0..{len(parts) - 1})")
+    return parts[index]
+
+
+def _digest(path: Path | None) -> str:
+    return read_manifest(path, verify=False).digest if path else ""

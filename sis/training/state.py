@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resumable training states: weights, averaged weights and optimiser moments as safetensors, never as pickles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sis.data.atomic import atomic_path
+from sis.data.manifest import publish_file, read_manifest
+from sis.data.provenance import RunRecord
+from sis.errors import SisError
+
+_KEPT = 2
+
+
+def save_tensors(
+    tensors: dict[str, Tensor], path: Path, artefact: str, meta: dict, run: RunRecord | dict
+) -> None:
+    """Write named tensors with their manifest, whole or not at all."""
+    packed = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(packed, temporary)
+        publish_file(temporary, path, artefact, meta, run)
+
+
+def load_tensors(path: Path, artefact: str) -> tuple[dict[str, Tensor], dict]:
+    """Read named tensors and the facts of their manifest after checking every byte."""
+    manifest = read_manifest(path, artefact)
+    try:
+        return load_file(path), manifest.meta
+    except (SafetensorError, OSError) as error:
+        raise SisError("damaged weight file", where=path, fix="delete it and run its stage again") from error
+
+
+class StateFolder:
+    """The states of one training run; the newest whole one is where it resumes."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+
+    def save(
+        self,
+        step: int,
+        network: nn.Module,
+        average: dict[str, Tensor],
+        optimiser: torch.optim.Optimizer,
+        log: list,
+    ) -> None:
+        """Write the state after `step` steps and drop the older ones."""
+        tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in average.items()}
+        for index, moments in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{k}": v for k, v in moments.items()}
+        meta = {"key": self.key, "step": step, "log": log}
+        save_tensors(tensors, self.folder / f"state-{step:08d}.safetensors", "model", meta, {"step": step})
+        for old in sorted(self.folder.glob("state-*.safetensors"))[:-_KEPT]:
+            self._drop(old)
+
+    def resume(
+        self, network: nn.Module, average: dict[str, Tensor], optimiser: torch.optim.Optimizer
+    ) -> tuple[int, list]:
+        """Load the newest whole state of the same run; returns its step and log, (0, []) when there is none.
+
+        A damaged state, or one of another configuration, is removed and the one before it used.
+        """
+        for path in sorted(self.folder.glob("state-*.safetensors"), reverse=True):
+            try:
+                tensors, meta = load_tensors(path, "model")
+            except SisError:
+                self._drop(path)
+                continue
+            if meta["key"] != self.key:
+                self._drop(path)
+                continue
+            network.load_state_dict(_under("network.", tensors))
+            for name, value in _under("average.", tensors).items():
+                average[name].copy_(value)
+            _load_moments(optimiser, _under("optimiser.", tensors))
+            return int(meta["step"]), list(meta["log"])
+        return 0, []
+
+    def clear(self) -> None:
+        """Remove all states, once the finished model is published."""
+        for path in self.folder.glob("state-*.safetensors"):
+            self._drop(path)
+
+    def _drop(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        path.with_name(path.name + ".manifest.json").unlink(missing_ok=True)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _load_moments(optimiser: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in flat.items():
+        index, key = name.split(".", 1)
+        moments.setdefault(int(index), {})[key] = value
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stages 2 and 3 for one method: train its network, or compute its prior."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from sis.data.decoded import TrainingData, decode_pairs
+from sis.data.manifest import Manifest, read_manifest, stable_hash
+from sis.data.pairs import PairSet
+from sis.data.provenance import RunRecord
+from sis.data.schemas import TRAINING_LOG
+from sis.data.tables import write_table
+from sis.errors import SisError
+from sis.plan import RunSpec
+from sis.sampling.python_method import build_method
+from sis.training.loop import TrainingRun
+from sis.training.state import StateFolder, save_tensors
+
+
+def train_model(spec: RunSpec, pairs_folder: Path, out: Path, device: str) -> Manifest:
+    """Train the model of a run; `out` is its final safetensors, states live in `work/` beside it until then."""
+    if not spec.method.trains:
+        raise SisError(f"method {spec.method.name} does not train")
+    run = RunRecord.start(seeds={"training": spec.seed}, device=device)
+    pairs = _training_pairs(spec, pairs_folder)
+    method = build_method(spec, device, None, None)
+    key = stable_hash([spec.model_id, pairs.manifest.digest, device], 16)
+    training = TrainingRun(
+        out.parent / "work", key, spec.seed, device, f"{spec.dataset.name}/{spec.model_id}"
+    )
+    method.fit(_decoded(pairs, pairs_folder), training)
+    log = pa.Table.from_pylist(training.log, schema=TRAINING_LOG)
+    write_table(log, out.with_name("training.parquet"), TRAINING_LOG, {"model_id": spec.model_id})
+    network = method.network
+    facts = {
+        "method": spec.method.name,
+        "model_id": spec.model_id,
+        "dataset": spec.dataset.name,
+        "fit": method.fit_params.model_dump(),
+        "label_width": pairs.labels.width,
+        "parameters": sum(p.numel() for p in network.parameters()) if network is not None else 0,
+        "final_loss": training.log[-1]["loss"] if training.log else None,
+        "training_seconds": training.log[-1]["seconds"] if training.log else 0.0,
+    }
+    save_tensors(training.average, out, "model", facts, run)
+    StateFolder(training.folder, key).clear()
+    return read_manifest(out, "model")
+
+
+def compute_prior(spec: RunSpec, pairs_folder: Path, out: Path, device: str) -> Manifest:
+    """Compute the prior of a run from the training pairs."""
+    if not spec.method.has_prior:
+        raise SisError(f"method {spec.method.name} has no prior")
+    run = RunRecord.start(device=device)
+    pairs = _training_pairs(spec, pairs_folder)
+    method = build_method(spec, device, None, None)
+    tensors = method.prior(_decoded(pairs, pairs_folder))
+    facts = {
+        "method": spec.method.name,
+        "prior_id": spec.prior_id,
+        "dataset": spec.dataset.name,
+        "count": len(pairs),
+    }
+    save_tensors(tensors, out, "prior", facts, run)
+    return read_manifest(out, "prior")
+
+
+def _decoded(pairs: PairSet, folder: Path) -> TrainingData:
+    place = folder if folder.is_dir() else folder.parent
+    return decode_pairs(pairs, place / "decoded")
+
+
+def _training_pairs(spec: RunSpec, folder: Path) -> PairSet:
+    pairs = PairSet.open(folder)
+    if (pairs.dataset, pairs.split) != (spec.dataset.name, "train"):
+        raise SisError(
+            f"training needs {spec.dataset.name}/train, these are pairs of {pairs.dataset}/{pairs.split}"
+        )
+    return pairs
