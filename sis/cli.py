@@ -63,9 +63,7 @@ def _command(commands: _Commands, name: str, function: object, text: str) -> arg
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--experiment", required=True, help="name or file of the experiment")
     parser.add_argument("--dataset", required=True, help="dataset of the experiment")
-    parser.add_argument(
-        "--run", dest="run_name", required=True, help="run of the experiment (name, or id with hash)"
-    )
+    parser.add_argument("--run", dest="run_name", required=True, help="run of the experiment (name, or id with hash)")
     parser.add_argument("--pairs", required=True, type=Path, help="prepared pairs (folder or its manifest)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--out", required=True, type=Path, help="where the result goes")
@@ -86,18 +84,12 @@ def _stage_commands(commands: _Commands) -> None:
     _run_arguments(sample)
     sample.add_argument("--model", type=Path, help="trained model, for methods that train")
     sample.add_argument("--prior", type=Path, help="prior, for methods that have one")
-    sample.add_argument(
-        "--shards", type=int, default=0, help="cut into so many shards (default: by shard size)"
-    )
+    sample.add_argument("--shards", type=int, default=0, help="cut into so many shards (default: by shard size)")
     sample.add_argument("--shard", type=int, default=-1, help="make only this shard (0-based)")
 
-    publish = _command(
-        commands, "publish", _publish, "stage 6: write tables, gallery and leaderboard of an experiment"
-    )
+    publish = _command(commands, "publish", _publish, "stage 6: write tables, gallery and leaderboard of an experiment")
     publish.add_argument("--experiment", required=True, help="name or file of the experiment")
-    publish.add_argument(
-        "--artefacts", default="artefacts", help="root of the artefacts (default: artefacts)"
-    )
+    publish.add_argument("--artefacts", default="artefacts", help="root of the artefacts (default: artefacts)")
     publish.add_argument("--out", required=True, type=Path, help="folder of the publication")
 
 
@@ -119,9 +111,7 @@ def _artefact_commands(commands: _Commands) -> None:
     bring.add_argument("--run-id", default="", help="id of the run in an experiment (default: the name)")
     bring.add_argument("--method", default="", help="name of the method (default: the run's name)")
     bring.add_argument("--title", default="", help="name in tables (default: the run's name)")
-    bring.add_argument(
-        "--kind", choices=["images", "rule"], default="images", help="how they came (default: images)"
-    )
+    bring.add_argument("--kind", choices=["images", "rule"], default="images", help="how they came (default: images)")
     bring.add_argument("--pattern", default="{image_id}.png", help="file names, with {image_id} and {sample}")
     bring.add_argument("--samples", type=int, default=1, help="images a label map (default: 1)")
     bring.add_argument("--out", required=True, type=Path, help="folder of the image set (or its manifest)")
@@ -144,9 +134,7 @@ def _project_commands(commands: _Commands) -> None:
     check.add_argument("name", help="a method, dataset or metric")
 
     config = _command(commands, "config", _config, "show schemas and check configuration files")
-    config.add_argument(
-        "action", choices=["schema", "docs", "check"], help="JSON schemas, Markdown tables, or a check"
-    )
+    config.add_argument("action", choices=["schema", "docs", "check"], help="JSON schemas, Markdown tables, or a check")
     config.add_argument("--out", type=Path, help="schema: folder for one file each (default: print)")
 
 

@@ -51,6 +51,12 @@ class RunSpec:
         object.__setattr__(self, "run_id", f"{self.name}-{stable_hash([*base, model, how, card])}")
 
 
+    @property
+    def folder(self) -> str:
+        """Kind images: where the pictures of this dataset lie."""
+        return self.method.card.path.format(dataset=self.dataset.name) if self.method.card else ""
+
+
 @dataclass(frozen=True)
 class Plan:
     """An experiment's runs and the paths of all its artefacts."""
@@ -75,11 +81,46 @@ class Plan:
     def images(self, dataset: str, run_id: str) -> str:
         return f"{self.root}/images/{dataset}/{run_id}/manifest.json"
 
-    def segmenter(self, protocol: str) -> str:
-        """The protocol's segmenter, where it is trained here."""
+    def judge(self, protocol: str) -> str:
+        """Id of a protocol's segmenter: what it is trained on and how."""
         card = self.protocol(protocol)
-        name = f"{card.segmenter.name}-{stable_hash([files.dataset_card(card.dataset).model_dump(), card.segmenter.model_dump()])}"
-        return f"{self.root}/segmenters/{card.dataset}/{name}/model.safetensors"
+        made_of = [files.dataset_card(card.dataset).model_dump(), card.segmenter.model_dump()]
+        return f"{card.segmenter.name}-{stable_hash(made_of)}"
+
+    def segmenter(self, judge: str) -> str:
+        """The protocol's segmenter, where it is trained here."""
+        return f"{self.root}/segmenters/{judge}/model.safetensors"
+
+    def of_judge(self, judge: str) -> ProtocolCard:
+        """Any protocol of this experiment that uses a segmenter (all of them agree on how it is trained)."""
+        return next(s.protocol for s in self.runs if self.judge(s.protocol.name) == judge)
+
+    def sampling_inputs(self, dataset: str, run_id: str) -> dict[str, str]:
+        """What sampling a run reads."""
+        spec = self.spec(dataset, run_id)
+        inputs = {"pairs": self.pairs(dataset, spec.protocol.split)}
+        if spec.model_id:
+            inputs["model"] = self.model(dataset, spec.model_id)
+        if spec.prior_id:
+            inputs["prior"] = self.prior(dataset, spec.prior_id)
+        if spec.method.kind == "images" and spec.method.card is not None:
+            inputs["folder"] = spec.folder
+        return inputs
+
+    def sampling_options(self, dataset: str, run_id: str) -> str:
+        """The options of `sis sample` that only some methods need."""
+        inputs = self.sampling_inputs(dataset, run_id)
+        return " ".join(f"--{name} {inputs[name]}" for name in ("model", "prior") if name in inputs)
+
+    def command(self, spec: RunSpec) -> str:
+        """The shell command that makes a run's image set again, once its inputs exist."""
+        manifest = self.images(spec.dataset.name, spec.run_id)
+        if spec.method.kind == "rule":
+            return f"snakemake --profile workflow/profiles/local {manifest}"
+        inputs = self.sampling_inputs(spec.dataset.name, spec.run_id)
+        options = self.sampling_options(spec.dataset.name, spec.run_id)
+        head = f"sis sample --experiment {self.experiment.name} --dataset {spec.dataset.name} --run {spec.name}"
+        return " ".join(f"{head} --pairs {inputs['pairs']} {options} --out {manifest}".split())
 
     def reference(self, dataset: str, protocol: str) -> str:
         return f"{self.root}/partials/{dataset}/_reference/{protocol}/manifest.json"
@@ -95,6 +136,10 @@ class Plan:
 
     def protocol(self, name: str) -> ProtocolCard:
         return files.named("protocols", name, ProtocolCard)
+
+    def protocol_hash(self, name: str) -> str:
+        """Changes with the protocol's card."""
+        return stable_hash(self.protocol(name).model_dump())
 
     def spec(self, dataset: str, run: str) -> RunSpec:
         """The run called `run` (its name or its id) on a dataset."""
@@ -115,13 +160,12 @@ class Plan:
 
     def of_model(self, dataset: str, model_id: str) -> RunSpec:
         """Any run that uses a model or a prior (all of them agree on how it is made)."""
-        return next(
-            s for s in self.runs if s.dataset.name == dataset and model_id in (s.model_id, s.prior_id)
-        )
+        return next(s for s in self.runs if s.dataset.name == dataset and model_id in (s.model_id, s.prior_id))
 
     def run_ids(self, *kinds: str, method: str = "") -> list[str]:
-        """Ids of the runs of some kinds or of one method."""
-        return sorted({s.run_id for s in self.runs if s.method.kind in kinds or s.method.name == method})
+        """Ids of all runs, or of those of some kinds, or of one method."""
+        every = not kinds and not method
+        return sorted({s.run_id for s in self.runs if every or s.method.kind in kinds or s.method.name == method})
 
     def pattern(self, names: list[str]) -> str:
         """A regular expression that matches exactly these names, and nothing when there are none."""
@@ -136,9 +180,7 @@ class Plan:
     def all_pairs(self) -> list[str]:
         """The splits that this experiment reads."""
         splits = {
-            (s.dataset.name, x)
-            for s in self.runs
-            for x in ("train", s.protocol.split, s.protocol.reference.split)
+            (s.dataset.name, x) for s in self.runs for x in ("train", s.protocol.split, s.protocol.reference.split)
         }
         return [self.pairs(*pair) for pair in sorted(splits)]
 
@@ -146,7 +188,7 @@ class Plan:
         """(stage, path) of every artefact with a run record, in the order of the stages."""
         models = {("train", self.model(s.dataset.name, s.model_id)) for s in self.runs if s.model_id}
         priors = {("prior", self.prior(s.dataset.name, s.prior_id)) for s in self.runs if s.prior_id}
-        judges = {("evaluate", self.segmenter(s.protocol.name)) for s in self.runs}
+        judges = {("evaluate", self.segmenter(self.judge(s.protocol.name))) for s in self.runs}
         judges |= {("evaluate", self.reference(s.dataset.name, s.protocol.name)) for s in self.runs}
         judged = [("evaluate", self.partials(s.dataset.name, s.run_id, s.protocol.name)) for s in self.runs]
         return [
@@ -177,9 +219,7 @@ def load_plan(overrides: dict[str, Any] | None = None, experiment: str = "") -> 
     for dataset, use in chosen.datasets.items():
         card, protocol = files.dataset_card(dataset), files.named("protocols", use.protocol, ProtocolCard)
         if protocol.dataset != dataset:
-            raise SisError(
-                f"protocol {protocol.name} judges {protocol.dataset}, not {dataset}", where=chosen.name
-            )
+            raise SisError(f"protocol {protocol.name} judges {protocol.dataset}, not {dataset}", where=chosen.name)
         for name, run in runs.items():
             if not run.datasets or dataset in run.datasets:
                 specs.append(_spec(chosen, card, protocol, name, run, known))

@@ -17,17 +17,13 @@ LINE_INTERVAL = 10.0
 class Progress:
     """Counts done work and says how fast it goes and when it will end; use as a context manager."""
 
-    def __init__(
-        self, title: str, total: int, unit: str, done: int = 0, stream: TextIO | None = None
-    ) -> None:
+    def __init__(self, title: str, total: int, unit: str, done: int = 0, stream: TextIO | None = None) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done, self.resumed = done, done
         self.stream = stream or sys.stderr
         self._start = self._last = time.perf_counter()
         terminal = self.stream.isatty()
-        self._bar = (
-            tqdm(total=total, initial=done, unit=unit, desc=title, file=self.stream) if terminal else None
-        )
+        self._bar = tqdm(total=total, initial=done, unit=unit, desc=title, file=self.stream) if terminal else None
 
     def __enter__(self) -> Progress:
         if self._bar is None and self.resumed:

@@ -28,7 +28,7 @@ class _DeclareOps:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         places = spec.submodule_search_locations if spec else None
-        compiled = os.path.join(list(places)[0], "_C.so") if places else ""
+        compiled = os.path.join(next(iter(places)), "_C.so") if places else ""
         if os.path.exists(compiled):
             import torch
 

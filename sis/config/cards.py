@@ -27,9 +27,7 @@ class DatasetCard(StrictModel):
     description: str = Field(default="", description="one paragraph for the dataset card")
     layout: Name = Field(description="how the files lie on disk: a module of sis/data/layouts")
     labels: Name = Field(description="label table: a file of config/labels")
-    size: Annotated[list[Side], Field(min_length=2, max_length=2)] = Field(
-        description="[height, width] in pixels"
-    )
+    size: Annotated[list[Side], Field(min_length=2, max_length=2)] = Field(description="[height, width] in pixels")
     splits: dict[Name, Split] = Field(description="splits with their expected counts")
     options: dict[str, Scalar] = Field(default={}, description="settings of the layout")
     subset: str = Field(default="", description="what part this is, if it is not the whole dataset")
@@ -48,9 +46,7 @@ class MethodCard(StrictModel):
 
     kind: Literal["python", "command", "images"] = Field(description="the door through which images come")
     title: str = Field(description="name in tables")
-    role: Literal["contestant", "control"] = Field(
-        default="contestant", description="controls are never ranked"
-    )
+    role: Literal["contestant", "control"] = Field(default="contestant", description="controls are never ranked")
     paper: str = Field(default="", description="title of the paper")
     venue: str = Field(default="", description="where and when it appeared")
     licence: str = Field(default="", description="licence of the upstream code or images")
@@ -60,10 +56,8 @@ class MethodCard(StrictModel):
     conda: str = Field(default="", description="kind command: name of a conda environment")
     container: str = Field(default="", description="kind command: container image by digest")
     timeout_minutes: float = Field(default=60.0, gt=0, description="kind command: limit for one shard")
-    path: str = Field(default="", description="kind images: folder of pictures")
-    pattern: str = Field(
-        default="{image_id}.png", description="kind images: file name, with {image_id} {sample}"
-    )
+    path: str = Field(default="", description="kind images: folder of pictures, may contain {dataset}")
+    pattern: str = Field(default="{image_id}.png", description="kind images: file name, with {image_id} {sample}")
 
     @model_validator(mode="after")
     def _door_is_complete(self) -> MethodCard:

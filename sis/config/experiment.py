@@ -22,18 +22,12 @@ class DatasetUse(StrictModel):
 class Run(StrictModel):
     """One row of the experiment's table."""
 
-    method: Name = Field(
-        description="a method: a file of sis/methods, config/methods or workflow/rules/methods"
-    )
+    method: Name = Field(description="a method: a file of sis/methods, config/methods or workflow/rules/methods")
     title: str = Field(default="", description="name in tables; empty: the method's own title")
     fit: Params = Field(default={}, description="training parameters that differ from the method's defaults")
-    sample: Params = Field(
-        default={}, description="sampling parameters that differ from the method's defaults"
-    )
+    sample: Params = Field(default={}, description="sampling parameters that differ from the method's defaults")
     seed: int = Field(default=0, ge=0, description="training seed")
-    samples_per_map: int | None = Field(
-        default=None, ge=1, description="images a label map; empty: the experiment's"
-    )
+    samples_per_map: int | None = Field(default=None, ge=1, description="images a label map; empty: the experiment's")
     datasets: list[Name] = Field(default=[], description="datasets of this run; empty: all of the experiment")
 
 
@@ -52,9 +46,7 @@ class Experiment(StrictModel):
     sample_seed: int = Field(default=0, ge=0, description="seed of all sampling noise")
     batch_size: int = Field(default=16, ge=1, description="images sampled together; the last batch is padded")
     shard_size: int = Field(default=500, ge=1, description="images a shard")
-    threads: int = Field(
-        default=1, ge=1, description="CPU threads a job; part of what fixes the bits on a CPU"
-    )
+    threads: int = Field(default=1, ge=1, description="CPU threads a job; part of what fixes the bits on a CPU")
     published: list[Name] = Field(default=[], description="tables of config/published shown beside ours")
 
 
@@ -62,9 +54,7 @@ class Settings(StrictModel):
     """A site's settings (config/config.yaml)."""
 
     experiment: Name = Field(default="demo", description="which experiment: a file of config/experiments")
-    artefacts: str = Field(
-        default="artefacts", description="root of everything between the stages; may be large"
-    )
+    artefacts: str = Field(default="artefacts", description="root of everything between the stages; may be large")
     results: str = Field(default="results", description="root of published tables and pages")
     data: str = Field(default="data", description="root of the raw datasets")
     weights: str = Field(default="weights", description="folder with external weight files")

@@ -18,17 +18,13 @@ class ReferenceCard(StrictModel):
     """The real images that generated ones are compared with."""
 
     split: Name = Field(description="split of the dataset whose photographs are the reference")
-    count: Positive | None = Field(
-        default=None, description="the first so many by image id; null = the whole split"
-    )
+    count: Positive | None = Field(default=None, description="the first so many by image id; null = the whole split")
 
 
 class SamplesCard(StrictModel):
     """How many samples of one label map a metric looks at; a run with fewer leaves the metric undefined."""
 
-    quality: Positive = Field(
-        default=1, description="samples per label map for miou, accuracy and fd (the first ones)"
-    )
+    quality: Positive = Field(default=1, description="samples per label map for miou, accuracy and fd (the first ones)")
     diversity: Annotated[int, Field(ge=2)] = Field(
         default=2, description="samples per label map for lpips and ms_ssim: all pairs of the first so many"
     )
@@ -44,26 +40,20 @@ class SegmenterCard(StrictModel):
     learning_rate: Annotated[float, Field(gt=0)] = Field(description="peak learning rate (AdamW, one cycle)")
     seed: Annotated[int, Field(ge=0)] = Field(description="seed of initial weights, order and augmentation")
     width: Annotated[int, Field(ge=4, multiple_of=4)] = Field(description="channels at full resolution")
-    jitter: Share = Field(
-        default=0.1, description="largest relative change of brightness and contrast in training"
-    )
+    jitter: Share = Field(default=0.1, description="largest relative change of brightness and contrast in training")
 
 
 class LpipsCard(StrictModel):
     """Settings of the LPIPS diversity."""
 
-    net: Literal["alex", "vgg", "squeeze"] = Field(
-        default="alex", description="backbone of the lpips package, v0.1"
-    )
+    net: Literal["alex", "vgg", "squeeze"] = Field(default="alex", description="backbone of the lpips package, v0.1")
 
 
 class MsSsimCard(StrictModel):
     """Settings of the MS-SSIM diversity; the usual 5 scales and window 11 need over 160 pixels a side."""
 
     scales: Annotated[int, Field(ge=1, le=5)] = Field(default=5, description="number of scales")
-    window: Annotated[int, Field(ge=3)] = Field(
-        default=11, description="side of the Gaussian window, odd, in pixels"
-    )
+    window: Annotated[int, Field(ge=3)] = Field(default=11, description="side of the Gaussian window, odd, in pixels")
 
     @model_validator(mode="after")
     def _odd(self) -> MsSsimCard:
@@ -76,9 +66,7 @@ class BootstrapCard(StrictModel):
     """Resampling of label maps behind every interval."""
 
     replicates: Positive = Field(description="number of bootstrap replicates")
-    seed: Annotated[int, Field(ge=0)] = Field(
-        description="seed of the resampled label maps, shared by every run"
-    )
+    seed: Annotated[int, Field(ge=0)] = Field(description="seed of the resampled label maps, shared by every run")
 
 
 class ProtocolCard(StrictModel):
@@ -89,13 +77,9 @@ class ProtocolCard(StrictModel):
     dataset: Name = Field(description="dataset whose label maps are drawn")
     split: Name = Field(description="split whose label maps are drawn")
     reference: ReferenceCard = Field(description="real images of the distribution metrics")
-    samples: SamplesCard = Field(
-        default=SamplesCard(), description="samples per label map that metrics look at"
-    )
+    samples: SamplesCard = Field(default=SamplesCard(), description="samples per label map that metrics look at")
     segmenter: SegmenterCard = Field(description="the judging network")
-    metrics: Annotated[list[Name], Field(min_length=1)] = Field(
-        description="file stems in evaluators/metrics"
-    )
+    metrics: Annotated[list[Name], Field(min_length=1)] = Field(description="file stems in evaluators/metrics")
     lpips: LpipsCard = Field(default=LpipsCard(), description="settings of the metric lpips")
     ms_ssim: MsSsimCard = Field(default=MsSsimCard(), description="settings of the metric ms_ssim")
     class_rule: Literal["union", "gt", "all"] = Field(
@@ -103,9 +87,7 @@ class ProtocolCard(StrictModel):
         description="classes that the mIoU averages: with labels or predictions, with labels, or all",
     )
     bootstrap: BootstrapCard = Field(description="intervals")
-    batch_size: Positive = Field(
-        default=32, description="fixed batch of the judging networks; the last is padded"
-    )
+    batch_size: Positive = Field(default=32, description="fixed batch of the judging networks; the last is padded")
     version: Positive = Field(description="raise it when the meaning of the protocol changes")
 
 
@@ -130,18 +112,14 @@ class ProtocolRecord(StrictModel):
     version: int = Field(description="version of the protocol card")
     dataset: str
     split: str
-    pairs_sha256: str = Field(description="digest of the files that hold the judged label maps")
+    pairs_sha256: str = Field(description="hash of the ids and pixels of the judged label maps")
     label_maps: int
     samples_per_map: int
-    size: Annotated[list[int], Field(min_length=2, max_length=2)] = Field(
-        description="height, width in pixels"
-    )
+    size: Annotated[list[int], Field(min_length=2, max_length=2)] = Field(description="height, width in pixels")
     metric: str
     metric_version: int
     settings: dict[str, JsonValue] = Field(description="the metric's own settings, e.g. the class rule")
-    network: NetworkRecord | None = Field(
-        description="segmenter or backbone, null where the metric needs none"
-    )
+    network: NetworkRecord | None = Field(description="segmenter or backbone, null where the metric needs none")
     reference: ReferenceRecord | None = Field(description="null where the metric needs none")
     bootstrap: BootstrapCard
 

@@ -84,9 +84,7 @@ def _value(node: yaml.Node, at: Location, lines: dict[Location, int], path: Path
 def _scalar(node: yaml.ScalarNode, where: str) -> Any:
     known = {f"tag:yaml.org,2002:{t}" for t in ("str", "int", "float", "bool", "null")}
     if node.tag not in known:
-        raise SisError(
-            f"value {node.value!r} has the unsupported type {node.tag.split(':')[-1]}", where=where
-        )
+        raise SisError(f"value {node.value!r} has the unsupported type {node.tag.split(':')[-1]}", where=where)
     if node.style is None and node.tag.endswith((":bool", ":int")) and not _is_plain_literal(node.value):
         raise SisError(
             f"ambiguous value {node.value!r}",
@@ -120,7 +118,9 @@ def _explain(model: type[BaseModel], fault: Any) -> str:
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     given = fault.get("input")
     if kind == "float_type" and isinstance(given, str) and _looks_like_number(given):
-        return f"{name}: {given!r} is text in YAML, not a number; write {float(given)!r} (a dot and a sign, as in 1.0e-4)"
+        return (
+            f"{name}: {given!r} is text in YAML, not a number; write {float(given)!r} (a dot and a sign, as in 1.0e-4)"
+        )
     if kind == "value_error":
         return f"{name}: {message}"
     return f"{name}: should be {message}, found {given!r} ({type(given).__name__})"

@@ -49,9 +49,7 @@ class ImageSetMeta(StrictModel):
     batch_size: int
     device: str
     threads: int
-    sampling_seconds: float | None = Field(
-        description="pure sampling time of all shards; null when not measured"
-    )
+    sampling_seconds: float | None = Field(description="pure sampling time of all shards; null when not measured")
 
 
 @dataclass(frozen=True)
@@ -105,9 +103,7 @@ def shard_is_good(path: Path, key: str) -> bool:
     return True
 
 
-def finish_image_set(
-    folder: Path, names: list[str], meta: ImageSetMeta, run: RunRecord, extra: dict
-) -> Manifest:
+def finish_image_set(folder: Path, names: list[str], meta: ImageSetMeta, run: RunRecord, extra: dict) -> Manifest:
     """Write the manifest of complete shards, removing shards of an earlier, different cut of the same run.
 
     Raises SisError when a (image id, sample index) pair occurs twice.
@@ -189,7 +185,5 @@ def _decode(row: dict, path: Path) -> NDArray[np.uint8]:
     where = f"{path}, image {row['image_id']} sample {row['sample_index']}"
     image = decode_png(row["image"]["bytes"], where=where, mode="RGB")
     if pixel_sha256(image) != row["pixel_sha256"]:
-        raise SisError(
-            "pixels differ from their recorded hash", where=where, fix="delete the shard and sample again"
-        )
+        raise SisError("pixels differ from their recorded hash", where=where, fix="delete the shard and sample again")
     return image

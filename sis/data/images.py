@@ -43,9 +43,7 @@ def decode_png(data: bytes, *, where: object = None, mode: str | None = None) ->
             with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
                 found = picture.mode
                 if found not in _MODES or (mode is not None and found != mode):
-                    raise SisError(
-                        f"PNG of mode {found}, expected {mode or ' or '.join(_MODES)}", where=where
-                    )
+                    raise SisError(f"PNG of mode {found}, expected {mode or ' or '.join(_MODES)}", where=where)
                 return np.asarray(picture, dtype=_MODES[found])
     except SisError:
         raise
@@ -57,9 +55,7 @@ def decode_png(data: bytes, *, where: object = None, mode: str | None = None) ->
         Image.DecompressionBombWarning,
     ) as error:
         reason = "truncated" if _cut(data) else "damaged"
-        raise SisError(
-            f"{reason} or invalid PNG ({len(data)} bytes)", where=where, fix="write it again"
-        ) from error
+        raise SisError(f"{reason} or invalid PNG ({len(data)} bytes)", where=where, fix="write it again") from error
 
 
 def pixel_sha256(array: NDArray) -> str:

@@ -44,9 +44,7 @@ def manifest_path(artefact: Path) -> Path:
     return artefact.with_name(artefact.name + ".manifest.json")
 
 
-def write_manifest(
-    target: Path, artefact: str, files: list[Path], meta: dict, run: RunRecord | dict
-) -> Manifest:
+def write_manifest(target: Path, artefact: str, files: list[Path], meta: dict, run: RunRecord | dict) -> Manifest:
     """Hash `files` and write the manifest of the folder or file `target`.
 
     Args:
@@ -61,9 +59,7 @@ def write_manifest(
     return write_manifest_of(target, artefact, listed, meta, run)
 
 
-def write_manifest_of(
-    target: Path, artefact: str, files: dict, meta: dict, run: RunRecord | dict
-) -> Manifest:
+def write_manifest_of(target: Path, artefact: str, files: dict, meta: dict, run: RunRecord | dict) -> Manifest:
     """Write a manifest from sizes and hashes that are already known."""
     record = run.finish() if isinstance(run, RunRecord) else run
     body = {"artefact": artefact, "version": VERSION, "files": files, "meta": meta, "run": record}
@@ -91,16 +87,12 @@ def read_manifest(target: Path | str, artefact: str | None = None, *, verify: bo
     """
     path = manifest_path(Path(target))
     if not path.is_file():
-        raise SisError(
-            "no such artefact (its manifest is missing)", where=path, fix="run the stage that makes it"
-        )
+        raise SisError("no such artefact (its manifest is missing)", where=path, fix="run the stage that makes it")
     try:
         body = json.loads(path.read_text())
         manifest = _from_body(body, path)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SisError(
-            "unreadable manifest", where=path, fix="delete the artefact and run its stage again"
-        ) from error
+        raise SisError("unreadable manifest", where=path, fix="delete the artefact and run its stage again") from error
     if _digest(body) != manifest.digest:
         raise SisError("the manifest was altered (digest differs)", where=path, fix="run the stage again")
     if body["version"] != VERSION:
@@ -116,9 +108,7 @@ def verify_files(manifest: Manifest, files: dict) -> None:
     """Check size and sha256 of every listed file; raise SisError naming those that are missing or changed."""
     missing = [n for n in files if not (manifest.folder / n).is_file()]
     if missing:
-        raise SisError(
-            f"missing files: {first_of(missing)}", where=manifest.folder, fix="run the stage again"
-        )
+        raise SisError(f"missing files: {first_of(missing)}", where=manifest.folder, fix="run the stage again")
     for name, facts in files.items():
         path = manifest.folder / name
         size = path.stat().st_size
@@ -130,9 +120,7 @@ def verify_files(manifest: Manifest, files: dict) -> None:
                 fix="delete it and run the stage again",
             )
         if file_sha256(path) != facts["sha256"]:
-            raise SisError(
-                "file content changed (sha256 differs)", where=path, fix="delete it and run the stage again"
-            )
+            raise SisError("file content changed (sha256 differs)", where=path, fix="delete it and run the stage again")
 
 
 def file_sha256(path: Path) -> str:

@@ -31,9 +31,7 @@ def layout_module(card: DatasetCard) -> ModuleType:
     folder = Path(__file__).parent / "layouts"
     known = [p.stem for p in folder.glob("*.py") if p.stem != "__init__"]
     if card.layout not in known:
-        raise SisError(
-            f"unknown layout {card.layout!r} of dataset {card.name}", fix=did_you_mean(card.layout, known)
-        )
+        raise SisError(f"unknown layout {card.layout!r} of dataset {card.name}", fix=did_you_mean(card.layout, known))
     return importlib.import_module(f"sis.data.layouts.{card.layout}")
 
 
@@ -98,9 +96,7 @@ def _write_shard(
         pair: Pair = layout.load(card, split, root, image_id)
         where = f"{card.name}/{split}, image {image_id}"
         if pair.label.shape != tuple(card.size) or pair.image.shape != (*card.size, 3):
-            raise SisError(
-                f"image {pair.image.shape}, label {pair.label.shape}, card says {card.size}", where=where
-            )
+            raise SisError(f"image {pair.image.shape}, label {pair.label.shape}, card says {card.size}", where=where)
         space.check(pair.label, where)
         histogram += np.bincount(pair.label.ravel(), minlength=256)
         pairs.append(pair)

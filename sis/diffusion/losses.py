@@ -12,9 +12,7 @@ from torch import Tensor
 from sis.diffusion.schedule import Schedule, take
 
 
-def hybrid_loss(
-    schedule: Schedule, output: Tensor, start: Tensor, noisy: Tensor, t: Tensor, noise: Tensor
-) -> Tensor:
+def hybrid_loss(schedule: Schedule, output: Tensor, start: Tensor, noisy: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """L_simple + lambda L_vlb for each image, `(b,)`.
 
     The variational term is in bits a dimension for the single step t. The paper's lambda = 0.001 multiplies the sum

@@ -14,7 +14,5 @@ def to_uint8(x: Tensor, image_ids: tuple[str, ...]) -> Tensor:
     finite = torch.isfinite(x).flatten(1).all(1).tolist()
     if not all(finite):
         bad = [i for i, good in zip(image_ids, finite, strict=True) if not good]
-        raise SisError(
-            f"sampled images are not finite: {first_of(dict.fromkeys(bad))}", fix="check the model"
-        )
+        raise SisError(f"sampled images are not finite: {first_of(dict.fromkeys(bad))}", fix="check the model")
     return ((x + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)

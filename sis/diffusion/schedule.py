@@ -71,7 +71,12 @@ class Schedule:
 
 
 def linear(steps: int = 1000) -> Schedule:
-    """The linear schedule from 1e-4 to 0.02 at 1000 steps, scaled for other lengths."""
+    """The linear schedule from 1e-4 to 0.02 at 1000 steps, scaled for other lengths.
+
+    Raises SisError for 20 steps or fewer, whose last scaled beta would leave no signal at all.
+    """
+    if steps <= 20:
+        raise SisError(f"a linear schedule needs more than 20 steps, found {steps}")
     scale = 1000 / steps
     return Schedule(np.linspace(scale * 1e-4, scale * 0.02, steps), np.arange(steps))
 

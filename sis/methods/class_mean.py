@@ -22,9 +22,7 @@ class ClassMean(Method):
         for start in range(0, len(data), 64):
             part = slice(start, start + 64)
             pixels = data.images[part].reshape(-1, 3).astype(np.float64)
-            moments = moments.merge(
-                Moments.of(pixels, data.labels[part].reshape(-1), self.context.labels.width)
-            )
+            moments = moments.merge(Moments.of(pixels, data.labels[part].reshape(-1), self.context.labels.width))
         return {name: torch.from_numpy(value) for name, value in moments.arrays().items()}
 
     def sample(self, maps: MapBatch, noise: Noise) -> Tensor:

@@ -73,6 +73,10 @@ class Method:
     #: Parameters of sampling alone.
     SampleParams: ClassVar[type[StrictModel]] = NoParams
 
+    #: Small parameters with which `sis check` runs the method on tiny data.
+    EXAMPLE_FIT: ClassVar[dict[str, Any]] = {}
+    EXAMPLE_SAMPLE: ClassVar[dict[str, Any]] = {}
+
     #: The trained network; the harness saves its averaged weights and loads them before sampling.
     network: nn.Module | None = None
 

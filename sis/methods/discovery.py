@@ -46,9 +46,7 @@ def methods() -> dict[str, MethodInfo]:
     named = {p.stem for p in python}
     for path in [*python, *rules, *[c for c in cards if c.stem not in named]]:
         if path.stem in found:
-            raise SisError(
-                f"two files define the method {path.stem!r}", where=f"{found[path.stem].path} and {path}"
-            )
+            raise SisError(f"two files define the method {path.stem!r}", where=f"{found[path.stem].path} and {path}")
         found[path.stem] = _describe(path)
     return found
 
@@ -67,9 +65,7 @@ def method_class(name: str) -> type[Method]:
     if info.kind != "python":
         raise SisError(f"method {name!r} is of kind {info.kind}, not python", where=info.path)
     module = importlib.import_module(f"sis.methods.{name}")
-    classes = [
-        v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Method) and v is not Method
-    ]
+    classes = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Method) and v is not Method]
     own = [c for c in classes if c.__module__ == module.__name__]
     if len(own) != 1:
         raise SisError(f"a method file holds exactly one Method class, found {len(own)}", where=info.path)
@@ -80,15 +76,13 @@ def _describe(path: Path) -> MethodInfo:
     if path.suffix == ".yaml":
         card = method_card(path)
         if card.kind == "python":
-            raise SisError(
-                "a card of kind python needs its file", where=path, fix=f"write sis/methods/{path.stem}.py"
-            )
+            raise SisError("a card of kind python needs its file", where=path, fix=f"write sis/methods/{path.stem}.py")
         return MethodInfo(path.stem, card.kind, card.title, card.role, path, card=card)
     try:
         tree = ast.parse(path.read_text()) if path.suffix == ".py" else _docstring_only(path)
     except SyntaxError as error:
         raise SisError(f"not valid Python: {error.msg}", where=f"{path}:{error.lineno}") from error
-    title = (ast.get_docstring(tree) or path.stem).splitlines()[0].rstrip(".")
+    title = (ast.get_docstring(tree) or path.stem).splitlines()[0].split(":")[0].rstrip(".")
     if path.suffix == ".smk":
         return MethodInfo(path.stem, "rule", title, "contestant", path)
     body = [node for c in tree.body if isinstance(c, ast.ClassDef) for node in c.body]
@@ -118,11 +112,7 @@ def _literals(body: list[ast.stmt]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for node in body:
         targets = (
-            node.targets
-            if isinstance(node, ast.Assign)
-            else [node.target]
-            if isinstance(node, ast.AnnAssign)
-            else []
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
         )
         value = getattr(node, "value", None)
         for target in targets:

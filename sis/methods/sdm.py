@@ -29,10 +29,8 @@ class FitParams(UNetConfig, Recipe):
     """Network, optimisation and diffusion of one trained model."""
 
     patch: int = Field(default=1, ge=1, description="side of the pixel patches that the network works on")
-    diffusion_steps: int = Field(default=1000, ge=2, description="T, steps of the linear schedule")
-    drop_rate: float = Field(
-        default=0.2, ge=0, lt=1, description="share of images whose whole label map is dropped"
-    )
+    diffusion_steps: int = Field(default=1000, ge=25, description="T, steps of the linear schedule")
+    drop_rate: float = Field(default=0.2, ge=0, lt=1, description="share of images whose whole label map is dropped")
 
 
 class SampleParams(StrictModel):
@@ -46,6 +44,9 @@ class SampleParams(StrictModel):
 
 class SDM(Method):
     FitParams, SampleParams = FitParams, SampleParams
+    EXAMPLE_FIT = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [2], "spade_hidden": 8, "steps": 6,
+                   "batch_size": 4, "learning_rate": 0.001, "ema": 0.5, "diffusion_steps": 50}  # fmt: skip
+    EXAMPLE_SAMPLE = {"steps": 3}
 
     def build(self) -> None:
         fit: FitParams = self.fit_params

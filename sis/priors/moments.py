@@ -34,9 +34,7 @@ class Moments:
         columns = range(vectors.shape[1])
         mean = np.stack([np.bincount(labels, vectors[:, d], classes) for d in columns], axis=1) / safe
         centred = (vectors - mean[labels]) ** 2
-        return cls(
-            count, mean, np.stack([np.bincount(labels, centred[:, d], classes) for d in columns], axis=1)
-        )
+        return cls(count, mean, np.stack([np.bincount(labels, centred[:, d], classes) for d in columns], axis=1))
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both together (Chan, Golub & LeVeque 1983)."""

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import string
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +50,7 @@ def read_folder(folder: Path, pattern: str, keys: list[Key], size: tuple[int, in
         image = decode_png(path.read_bytes(), where=path, mode="RGB")
         if image.shape != (*size, 3):
             found = f"{image.shape[0]}x{image.shape[1]}"
-            raise SisError(
-                f"image is {found}, expected {size[0]}x{size[1]}", where=path, fix="resize it yourself"
-            )
+            raise SisError(f"image is {found}, expected {size[0]}x{size[1]}", where=path, fix="resize it yourself")
         images.append(image)
     return np.stack(images)
 
@@ -120,7 +120,7 @@ def _run(command: list[str], log: Path, card: MethodCard) -> None:
     with log.open("wb") as output:
         try:
             process = subprocess.Popen(
-                command, cwd=project_root(), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                command, cwd=project_root(), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_environment(),
                 start_new_session=True,
             )  # fmt: skip
         except OSError as error:
@@ -140,10 +140,14 @@ def _run(command: list[str], log: Path, card: MethodCard) -> None:
         raise SisError(f"the command failed with exit code {code}: {' | '.join(tail)}", where=log)
 
 
+def _environment() -> dict[str, str]:
+    """`python` in a command is the Python that runs the harness, activated or not."""
+    own = str(Path(sys.executable).parent)
+    return {**os.environ, "PATH": own + os.pathsep + os.environ.get("PATH", "")}
+
+
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """End the command and every child it left behind."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()

@@ -62,9 +62,7 @@ def import_folder(job: Import) -> Manifest:
             part = keys[start : start + SHARD_SIZE]
             table = images_table(part, make(part), seed=0)
             names.append(shard_name(number))
-            write_shard(
-                table, job.out / names[-1], {"key": stable_hash([job.run_id, part[0], len(part)], 16)}
-            )
+            write_shard(table, job.out / names[-1], {"key": stable_hash([job.run_id, part[0], len(part)], 16)})
             progress.update(len(part))
     return finish_image_set(job.out, names, meta, run, {"pairs_digest": pairs.manifest.digest})
 

@@ -21,9 +21,7 @@ from sis.sampling.shards import Key, MakeBatch
 from sis.training.state import load_tensors
 
 
-def build_method(
-    spec: RunSpec, device: str, pairs: PairSet | None, prior: dict[str, Tensor] | None
-) -> Method:
+def build_method(spec: RunSpec, device: str, pairs: PairSet | None, prior: dict[str, Tensor] | None) -> Method:
     """Make the method of a run; its network's initial weights follow from the training seed.
 
     Raises SisError for parameters that the method does not know, and for datasets that it cannot do.
@@ -56,9 +54,7 @@ def load_weights(method: Method, path: Path) -> None:
         raise SisError("this method has no network to load weights into", where=path)
     tensors, _ = load_tensors(path, "model")
     own = method.network.state_dict()
-    faults = [f"missing {k}" for k in own if k not in tensors] + [
-        f"unexpected {k}" for k in tensors if k not in own
-    ]
+    faults = [f"missing {k}" for k in own if k not in tensors] + [f"unexpected {k}" for k in tensors if k not in own]
     faults += [
         f"{k} is {tuple(tensors[k].shape)}, the network has {tuple(own[k].shape)}"
         for k in own

@@ -53,9 +53,7 @@ def sample_run(job: SampleJob) -> Manifest | None:
     chosen = parts if job.only < 0 else [_only(parts, job.only)]
     batch = spec.batch_size if spec.method.kind == "python" else spec.shard_size
     make: MakeBatch | None = None
-    with Progress(
-        f"sample {spec.dataset.name}/{spec.name}", sum(len(p.keys) for p in chosen), "images"
-    ) as progress:
+    with Progress(f"sample {spec.dataset.name}/{spec.name}", sum(len(p.keys) for p in chosen), "images") as progress:
         for part in chosen:
             if make is None and not shard_is_good(job.out / part.name, part.key):
                 make = _maker(job, pairs, keys)
@@ -69,13 +67,11 @@ def _maker(job: SampleJob, pairs: PairSet, keys: list[tuple[str, int]]) -> MakeB
     spec = job.spec
     card = spec.method.card
     if spec.method.kind == "images" and card is not None:
-        return folder_maker(Path(card.path), card.pattern, keys, pairs.size)
+        return folder_maker(Path(spec.folder), card.pattern, keys, pairs.size)
     if spec.method.kind == "command" and card is not None:
         return command_maker(card, pairs, job.out / "work" / "command", spec.sample_seed)
     if spec.method.kind != "python":
-        raise SisError(
-            f"method {spec.method.name} has a rule of its own", where=spec.method.path, fix="run that rule"
-        )
+        raise SisError(f"method {spec.method.name} has a rule of its own", where=spec.method.path, fix="run that rule")
     prior = load_tensors(job.prior, "prior")[0] if job.prior else None
     method = build_method(spec, job.device, pairs, prior)
     if spec.method.trains:

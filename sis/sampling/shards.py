@@ -55,11 +55,7 @@ def cut(keys: list[Key], shard_size: int, shards: int, key: str) -> list[Cut]:
     count = shards or max(1, -(-len(keys) // shard_size))
     if count > len(keys):
         raise SisError(f"cannot cut {len(keys)} images into {count} shards", fix="ask for fewer shards")
-    bounds = (
-        [round(i * len(keys) / count) for i in range(count + 1)]
-        if shards
-        else range(0, len(keys), shard_size)
-    )
+    bounds = [round(i * len(keys) / count) for i in range(count + 1)] if shards else range(0, len(keys), shard_size)
     starts = list(bounds)[:count]
     ends = [*starts[1:], len(keys)]
     return [Cut(i, keys[a:b], f"{key}:{a}-{b}") for i, (a, b) in enumerate(zip(starts, ends, strict=True))]
@@ -106,9 +102,7 @@ def _batch(
     images = make(keys)
     seconds = time.perf_counter() - began
     if images.dtype != np.uint8 or images.shape != (len(keys), *size, 3):
-        raise SisError(
-            f"the method returned {images.dtype} {images.shape}, expected uint8 {(len(keys), *size, 3)}"
-        )
+        raise SisError(f"the method returned {images.dtype} {images.shape}, expected uint8 {(len(keys), *size, 3)}")
     table = images_table(keys, images, seed)
     write_table(table, path, IMAGES, {"key": key, "sampling_seconds": seconds})
     return table, seconds
@@ -118,9 +112,7 @@ def _stored(path: Path, key: str) -> tuple[pa.Table, float] | None:
     """A finished batch of an earlier attempt at this very shard, if it is whole."""
     if not shard_is_good(path, key):
         return None
-    return read_table(path, IMAGES).replace_schema_metadata(None), float(
-        table_metadata(path)["sampling_seconds"]
-    )
+    return read_table(path, IMAGES).replace_schema_metadata(None), float(table_metadata(path)["sampling_seconds"])
 
 
 @contextmanager
@@ -135,7 +127,5 @@ def _locked(work: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise SisError(
-                "another process is writing this shard", where=work, fix="wait for it, or stop it"
-            ) from None
+            raise SisError("another process is writing this shard", where=work, fix="wait for it, or stop it") from None
         yield

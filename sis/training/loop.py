@@ -58,9 +58,7 @@ class TrainingRun:
         """
         network.to(self.device).train()
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
-        optimiser = torch.optim.AdamW(
-            network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
+        optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         states = StateFolder(self.folder, self.key)
         first, self.log = states.resume(network, self.average, optimiser)
         seconds = self.log[-1]["seconds"] if self.log else 0.0
@@ -88,11 +86,7 @@ class TrainingRun:
         batch = self.batch(step, data, recipe)
         losses = loss(batch)
         if not bool(torch.isfinite(losses).all()):
-            bad = [
-                i
-                for i, finite in zip(batch.image_ids, torch.isfinite(losses).tolist(), strict=True)
-                if not finite
-            ]
+            bad = [i for i, finite in zip(batch.image_ids, torch.isfinite(losses).tolist(), strict=True) if not finite]
             raise SisError(f"the loss is not finite at step {step}: {first_of(bad)}", where=self.title)
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate(step)
@@ -117,9 +111,7 @@ class TrainingRun:
         indices = np.array([self._order(int(e), len(data))[o] for e, o in zip(epochs, offsets, strict=True)])
         ids = tuple(data.ids[i] for i in indices)
         noise = Noise(self.seed, tuple(zip(ids, epochs.tolist(), strict=True)), self.device)
-        images = (
-            torch.from_numpy(data.images[indices]).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        )
+        images = torch.from_numpy(data.images[indices]).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         labels = torch.from_numpy(data.labels[indices]).to(self.device).long()
         instances = torch.from_numpy(data.instances[indices].astype(np.int64)).to(self.device)
         if recipe.flip:

@@ -18,14 +18,10 @@ class Recipe(StrictModel):
     batch_size: int = Field(default=16, ge=1, description="images a step")
     learning_rate: float = Field(default=1e-4, gt=0, description="AdamW's learning rate after warm-up")
     warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
-    decay: Literal["constant", "cosine"] = Field(
-        default="constant", description="learning rate after warm-up"
-    )
+    decay: Literal["constant", "cosine"] = Field(default="constant", description="learning rate after warm-up")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's weight decay")
     ema: float = Field(default=0.9999, ge=0, lt=1, description="decay of the averaged weights")
-    ema_warmup: bool = Field(
-        default=False, description="let the averaging window grow with the step: (1 + n)/(10 + n)"
-    )
+    ema_warmup: bool = Field(default=False, description="let the averaging window grow with the step: (1 + n)/(10 + n)")
     flip: bool = Field(default=True, description="mirror half of the images")
     checkpoint_every: int = Field(default=250, ge=1, description="steps between resumable states")
 

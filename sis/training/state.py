@@ -18,9 +18,7 @@ from sis.errors import SisError
 _KEPT = 2
 
 
-def save_tensors(
-    tensors: dict[str, Tensor], path: Path, artefact: str, meta: dict, run: RunRecord | dict
-) -> None:
+def save_tensors(tensors: dict[str, Tensor], path: Path, artefact: str, meta: dict, run: RunRecord | dict) -> None:
     """Write named tensors with their manifest, whole or not at all."""
     packed = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with atomic_path(path) as temporary:

@@ -28,9 +28,7 @@ def train_model(spec: RunSpec, pairs_folder: Path, out: Path, device: str) -> Ma
     pairs = _training_pairs(spec, pairs_folder)
     method = build_method(spec, device, None, None)
     key = stable_hash([spec.model_id, pairs.manifest.digest, device], 16)
-    training = TrainingRun(
-        out.parent / "work", key, spec.seed, device, f"{spec.dataset.name}/{spec.model_id}"
-    )
+    training = TrainingRun(out.parent / "work", key, spec.seed, device, f"{spec.dataset.name}/{spec.model_id}")
     method.fit(_decoded(pairs, pairs_folder), training)
     log = pa.Table.from_pylist(training.log, schema=TRAINING_LOG)
     write_table(log, out.with_name("training.parquet"), TRAINING_LOG, {"model_id": spec.model_id})
@@ -76,7 +74,5 @@ def _decoded(pairs: PairSet, folder: Path) -> TrainingData:
 def _training_pairs(spec: RunSpec, folder: Path) -> PairSet:
     pairs = PairSet.open(folder)
     if (pairs.dataset, pairs.split) != (spec.dataset.name, "train"):
-        raise SisError(
-            f"training needs {spec.dataset.name}/train, these are pairs of {pairs.dataset}/{pairs.split}"
-        )
+        raise SisError(f"training needs {spec.dataset.name}/train, these are pairs of {pairs.dataset}/{pairs.split}")
     return pairs

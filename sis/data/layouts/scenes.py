@@ -21,9 +21,7 @@ def ids(card: DatasetCard, split: str, root: Path) -> list[str]:
                 f"unknown option {name!r} of layout scenes", where=card.name, fix=did_you_mean(name, OPTIONS)
             )
         if type(value) is not OPTIONS[name]:
-            raise SisError(
-                f"option {name} must be of type {OPTIONS[name].__name__}, found {value!r}", where=card.name
-            )
+            raise SisError(f"option {name} must be of type {OPTIONS[name].__name__}, found {value!r}", where=card.name)
     return [scene_id(split, index) for index in range(card.splits[split].count)]
 
 

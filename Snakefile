@@ -1,0 +1,43 @@
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+from sis.plan import load_plan
+
+min_version("9.0")
+
+# Settings come from config/config.yaml, read strictly; `snakemake --config key=value` overrides them.
+plan = load_plan(overrides=config)
+
+
+report: "workflow/report/workflow.rst"
+
+
+wildcard_constraints:
+    dataset=r"[a-z0-9_.-]+",
+    split=r"[a-z0-9_.-]+",
+    protocol=r"[a-z0-9_.-]+",
+
+
+localrules:
+    all,
+
+
+rule all:
+    input:
+        plan.published("leaderboard.html"),
+
+
+include: "workflow/rules/prepare.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/prior.smk"
+include: "workflow/rules/sample.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/publish.smk"
+include: "workflow/rules/demo.smk"
+
+
+# A method with stages of its own is one file here; nothing else needs to know of it.
+for rule_file in sorted(Path(workflow.basedir, "workflow/rules/methods").glob("*.smk")):
+
+    include: str(rule_file)

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Diversity of the samples of one label map: a mean over pairs, then over maps."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluators.metric import Batch, Finished
+from evaluators.partial import Partial, partial
+
+
+def pair_row(batch: Batch, pairs: NDArray) -> Partial:
+    """One row for a whole group: the values of all its pairs, float32 `(k (k - 1) / 2)`."""
+    return partial(batch.image_ids[:1], [0], pairs=np.asarray(pairs, np.float32)[None])
+
+
+def mean_of_maps(rows: Partial, weights: NDArray) -> Finished:
+    """Mean over the pairs of a map, then the weighted mean over maps."""
+    by_map = rows.columns["pairs"].astype(np.float64).mean(1)
+    return Finished(weights @ by_map / weights.sum(1))

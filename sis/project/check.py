@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sis check NAME`: runs the contract of one plug-in on the built-in data; the test suite runs the same functions."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sis.config.files import dataset_card, named, project_root
+from sis.config.protocols import ProtocolCard
+from sis.errors import SisError, did_you_mean
+from sis.methods.discovery import MethodInfo, method_class, methods
+
+if TYPE_CHECKING:
+    from sis.plan import RunSpec
+
+_DATASET, _PROTOCOL = "scenes_tiny", "scenes-tiny"
+_BATCH = 4  # images sampled together; the tiny val split is no multiple of seven shards of it
+
+
+def check(name: str) -> int:
+    """Check a method, dataset or metric by name and print one line a clause; returns the exit code."""
+    root = project_root()
+    datasets = [p.stem for p in (root / "config" / "datasets").glob("*.yaml")]
+    metrics = [p.stem for p in (root / "evaluators" / "metrics").glob("*.py") if p.stem != "__init__"]
+    found = methods()
+    if name in found:
+        lines = check_method(found[name])
+    elif name in datasets:
+        lines = check_dataset(name)
+    elif name in metrics:
+        return subprocess.run([sys.executable, "-m", "evaluators", "check", name], check=False).returncode
+    else:
+        raise SisError(f"nothing is called {name!r}", fix=did_you_mean(name, [*found, *datasets, *metrics]))
+    for line in lines:
+        print(f"ok  {line}")  # noqa: T201
+    return 0
+
+
+def check_dataset(name: str) -> Iterator[str]:
+    """The contract of a dataset; yields each clause that holds, raises SisError at the first that does not."""
+    from sis.data.pairs import PairSet
+    from sis.data.prepare import data_root, prepare
+
+    card = dataset_card(name)
+    with tempfile.TemporaryDirectory() as folder:
+        seen: dict[str, str] = {}
+        for split in card.splits:
+            out = Path(folder, split)
+            first = prepare(card, split, data_root("data"), out)
+            pairs = PairSet.open(out)
+            yield f"{split}: {len(pairs)} pairs as the card expects, every label id in the table {card.labels}"
+            for pair in pairs:
+                key = pair.image.tobytes()
+                if seen.setdefault(key.hex()[:4096], split) != split:
+                    raise SisError(f"{split} and {seen[key.hex()[:4096]]} share an image", where=pair.image_id)
+            again = prepare(card, split, data_root("data"), Path(folder, f"{split}-again"))
+            if list(first.files.values()) != list(again.files.values()):
+                raise SisError(f"preparing {name}/{split} twice gives different bytes")
+            yield f"{split}: prepared twice, equal bytes"
+    yield "no image is in two splits"
+
+
+def check_method(info: MethodInfo) -> Iterator[str]:
+    """The contract of a method; yields each clause that holds, raises SisError at the first that does not."""
+    if info.kind == "rule":
+        if not info.title or info.title == info.name:
+            raise SisError("a rule file begins with a docstring, its title", where=info.path)
+        yield f"the rule file has a title: {info.title}"
+        return
+    if info.kind == "images" and info.card is not None:
+        yield f"the card is complete; pictures are expected as {info.card.path}/{info.card.pattern}"
+        return
+    with _workshop(info) as make:
+        first = make("first", 0)
+        yield f"{len(first)} images of the label maps' size, uint8, as an image set"
+        if make("again", 0) != first:
+            raise SisError(f"{info.name}: the same run twice gave different pixels", fix="draw only from `noise`")
+        yield "the same run twice gives the same pixels"
+        if make("shards", 3) != first:
+            raise SisError(f"{info.name}: pixels depend on how the set is cut into shards")
+        yield "pixels do not depend on shards or on the position in a batch"
+        _check_variety(info, first)
+        yield "samples of one map are equal" if info.deterministic else "samples of one map differ"
+        if len({h for (_, sample), h in first.items() if sample == 0}) < 2:
+            raise SisError(f"{info.name}: every label map gives the same image")
+        yield "different label maps give different images"
+    if info.kind == "python":
+        yield from _check_class(info)
+
+
+def _check_class(info: MethodInfo) -> Iterator[str]:
+    chosen = method_class(info.name)
+    if chosen.NEEDS and chosen.ROLE != "control":
+        raise SisError(f"{info.name} reads real photographs, so its ROLE must be control", where=info.path)
+    yield "only a control reads the photographs it is judged against"
+    reason = chosen.skip(dataset_card(_DATASET))
+    if reason and not reason.endswith("."):
+        raise SisError(f"{info.name}: skip must return a sentence, got {reason!r}", where=info.path)
+    yield "skip returns nothing or a sentence"
+    for params in (chosen.FitParams, chosen.SampleParams):
+        silent = [n for n, f in params.model_fields.items() if not f.description]
+        if silent:
+            raise SisError(f"{info.name}: parameters without description: {', '.join(silent)}", where=info.path)
+    yield "every parameter has a description"
+
+
+def _check_variety(info: MethodInfo, hashes: dict[tuple[str, int], str]) -> None:
+    pairs = [(hashes[(i, 0)], hashes[(i, 1)]) for i, sample in hashes if sample == 1]
+    same = sum(a == b for a, b in pairs)
+    if info.deterministic and same != len(pairs):
+        raise SisError(f"{info.name} says DETERMINISTIC, but samples of one map differ", where=info.path)
+    if not info.deterministic and same:
+        raise SisError(f"{info.name}: {same} of {len(pairs)} label maps gave equal samples", where=info.path)
+
+
+@contextmanager
+def _workshop(info: MethodInfo) -> Iterator[Callable[[str, int], dict[tuple[str, int], str]]]:
+    """A temporary folder with tiny pairs and, where needed, a tiny trained model; yields a function that samples."""
+    from sis.data.image_set import pixel_hashes
+    from sis.data.prepare import data_root, prepare
+    from sis.sampling.run import SampleJob, sample_run
+    from sis.training.train import compute_prior, train_model
+
+    spec = example_spec(info)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for split in ("train", "val"):
+            prepare(spec.dataset, split, data_root("data"), folder / split)
+        model = prior = None
+        if info.trains:
+            model = folder / "model.safetensors"
+            train_model(spec, folder / "train", model, "cpu")
+        if info.has_prior:
+            prior = folder / "prior.safetensors"
+            compute_prior(spec, folder / "train", prior, "cpu")
+
+        def make(label: str, shards: int) -> dict[tuple[str, int], str]:
+            job = SampleJob(spec, folder / "val", folder / label, model, prior, "cpu", shards)
+            with _untouched_randomness(info):
+                sample_run(job)
+            return pixel_hashes(folder / label)
+
+        yield make
+
+
+def example_spec(info: MethodInfo) -> RunSpec:
+    """A run of a method with the small parameters that its EXAMPLE_FIT and EXAMPLE_SAMPLE name."""
+    from sis.plan import RunSpec
+
+    chosen = method_class(info.name) if info.kind == "python" else None
+    fit = dict(chosen.EXAMPLE_FIT) if chosen else {}
+    sample = dict(chosen.EXAMPLE_SAMPLE) if chosen else {}
+    card, protocol = dataset_card(_DATASET), named("protocols", _PROTOCOL, ProtocolCard)
+    return RunSpec(
+        dataset=card, protocol=protocol, name=info.name, method=info, title=info.title, fit=fit, sample=sample, seed=0,
+        sample_seed=0, samples_per_map=2, batch_size=_BATCH, shard_size=500, threads=1,
+    )  # fmt: skip
+
+
+@contextmanager
+def _untouched_randomness(info: MethodInfo) -> Iterator[None]:
+    """Raise SisError when the code inside draws from a global random generator."""
+    import numpy as np
+    import torch
+
+    def state() -> tuple[object, ...]:
+        return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())
+
+    before = state()
+    yield
+    if state() != before:
+        raise SisError(f"{info.name} draws from a global random generator", where=info.path, fix="use `noise`")

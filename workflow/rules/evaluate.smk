@@ -1,0 +1,80 @@
+rule train_segmenter:
+    input:
+        pairs=lambda wildcards: plan.pairs(plan.of_judge(wildcards.judge).dataset, "train"),
+    output:
+        model=plan.segmenter("{judge}"),
+    params:
+        protocol=lambda wildcards: plan.of_judge(wildcards.judge).name,
+    log:
+        "logs/evaluate/{judge}.log",
+    threads: plan.experiment.threads
+    conda:
+        "../envs/sis.yaml"
+    shell:
+        "python -m evaluators train-segmenter --protocol {params.protocol} --pairs {input.pairs}"
+        " --threads {threads} --out {output.model} 2>&1 | tee {log}"
+
+
+rule measure_reference:
+    input:
+        pairs=lambda wildcards: plan.pairs(wildcards.dataset, plan.protocol(wildcards.protocol).reference.split),
+        segmenter=lambda wildcards: plan.segmenter(plan.judge(wildcards.protocol)),
+    output:
+        manifest=plan.reference("{dataset}", "{protocol}"),
+    params:
+        out=subpath(output.manifest, parent=True),
+        # A changed card runs this again; partials that it does not concern are kept in the folder.
+        card=lambda wildcards: plan.protocol_hash(wildcards.protocol),
+    log:
+        "logs/evaluate/{dataset}.{protocol}.reference.log",
+    threads: plan.experiment.threads
+    conda:
+        "../envs/sis.yaml"
+    shell:
+        "python -m evaluators measure --protocol {wildcards.protocol} --reference-pairs {input.pairs}"
+        " --segmenter {input.segmenter} --weights {plan.settings.weights} --threads {threads}"
+        " --out {params.out} 2>&1 | tee {log}"
+
+
+rule measure:
+    input:
+        images=plan.images("{dataset}", "{run_id}"),
+        pairs=lambda wildcards: plan.pairs(wildcards.dataset, plan.protocol(wildcards.protocol).split),
+        segmenter=lambda wildcards: plan.segmenter(plan.judge(wildcards.protocol)),
+    output:
+        manifest=plan.partials("{dataset}", "{run_id}", "{protocol}"),
+    params:
+        out=subpath(output.manifest, parent=True),
+        # A changed card runs this again; partials that it does not concern are kept in the folder.
+        card=lambda wildcards: plan.protocol_hash(wildcards.protocol),
+    wildcard_constraints:
+        run_id=plan.pattern(plan.run_ids()),
+    log:
+        "logs/evaluate/{dataset}.{run_id}.{protocol}.measure.log",
+    threads: plan.experiment.threads
+    conda:
+        "../envs/sis.yaml"
+    shell:
+        "python -m evaluators measure --protocol {wildcards.protocol} --images {input.images} --pairs {input.pairs}"
+        " --segmenter {input.segmenter} --weights {plan.settings.weights} --threads {threads}"
+        " --out {params.out} 2>&1 | tee {log}"
+
+
+rule score:
+    input:
+        partials=plan.partials("{dataset}", "{run_id}", "{protocol}"),
+        reference=plan.reference("{dataset}", "{protocol}"),
+    output:
+        scores=plan.scores("{dataset}", "{run_id}", "{protocol}"),
+    params:
+        card=lambda wildcards: plan.protocol_hash(wildcards.protocol),
+    wildcard_constraints:
+        run_id=plan.pattern(plan.run_ids()),
+    log:
+        "logs/evaluate/{dataset}.{run_id}.{protocol}.score.log",
+    threads: plan.experiment.threads
+    conda:
+        "../envs/sis.yaml"
+    shell:
+        "python -m evaluators score --protocol {wildcards.protocol} --partials {input.partials}"
+        " --reference {input.reference} --threads {threads} --out {output.scores} 2>&1 | tee {log}"

@@ -1,0 +1,35 @@
+rule publish:
+    input:
+        scores=plan.all_scores(),
+        images=plan.all_images(),
+        pairs=plan.all_pairs(),
+    output:
+        scores=plan.published("scores.parquet"),
+        page=report(
+            plan.published("leaderboard.html"),
+            caption="../report/leaderboard.rst",
+            category="Leaderboard",
+        ),
+        tables=report(
+            directory(plan.published("tables")),
+            patterns=["{table}.md", "{table}.csv"],
+            caption="../report/tables.rst",
+            category="Tables",
+            labels={"table": "{table}"},
+        ),
+        gallery=report(
+            directory(plan.published("gallery")),
+            patterns=["{sheet}.png"],
+            caption="../report/gallery.rst",
+            category="Gallery",
+            labels={"sheet": "{sheet}"},
+        ),
+    params:
+        out=subpath(output.page, parent=True),
+    log:
+        f"logs/publish/{plan.experiment.name}.log",
+    conda:
+        "../envs/sis.yaml"
+    shell:
+        "sis publish --experiment {plan.experiment.name} --artefacts {plan.settings.artefacts}"
+        " --out {params.out} 2>&1 | tee {log}"

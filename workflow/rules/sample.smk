@@ -1,0 +1,20 @@
+# One rule for every method that the harness runs: kinds python, command and images.
+# Methods with a rule of their own (kind rule) lie in workflow/rules/methods.
+rule sample:
+    input:
+        unpack(lambda wildcards: plan.sampling_inputs(wildcards.dataset, wildcards.run_id)),
+    output:
+        manifest=plan.images("{dataset}", "{run_id}"),
+    params:
+        out=subpath(output.manifest, parent=True),
+        options=lambda wildcards: plan.sampling_options(wildcards.dataset, wildcards.run_id),
+    wildcard_constraints:
+        run_id=plan.pattern(plan.run_ids("python", "command", "images")),
+    log:
+        "logs/sample/{dataset}.{run_id}.log",
+    threads: plan.experiment.threads
+    conda:
+        "../envs/sis.yaml"
+    shell:
+        "sis sample --experiment {plan.experiment.name} --dataset {wildcards.dataset} --run {wildcards.run_id}"
+        " --pairs {input.pairs} {params.options} --device {plan.settings.device} --out {params.out} 2>&1 | tee {log}"
