@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 from snakemake.utils import min_version
@@ -5,6 +6,9 @@ from snakemake.utils import min_version
 from sis.plan import load_plan
 
 min_version("9.0")
+
+# Rules call `sis` and `python` of the environment that Snakemake itself runs in, activated or not.
+shell.prefix(f'set -euo pipefail; export PATH="{Path(sys.executable).parent}:$PATH"; ')
 
 # Settings come from config/config.yaml, read strictly; `snakemake --config key=value` overrides them.
 plan = load_plan(overrides=config)

@@ -31,19 +31,21 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     train = _command(commands, "train-segmenter", _train_segmenter, "train the protocol's judge on real pairs")
-    train.add_argument("--pairs", type=Path, required=True, metavar="DIR", help="prepared training pairs")
+    train.add_argument("--pairs", type=_folder, required=True, metavar="DIR", help="prepared training pairs")
     train.add_argument("--out", type=Path, required=True, metavar="FILE", help="weights to write (.safetensors)")
 
     measure = _command(commands, "measure", _measure, "reduce an image set, or the real reference, to partials")
     what = measure.add_mutually_exclusive_group(required=True)
-    what.add_argument("--images", type=Path, metavar="DIR", help="image set to measure (with --pairs)")
-    what.add_argument("--reference-pairs", type=Path, metavar="DIR", help="pairs whose real images are the reference")
-    measure.add_argument("--pairs", type=Path, metavar="DIR", help="pairs with the image set's label maps")
+    what.add_argument("--images", type=_folder, metavar="DIR", help="image set to measure (with --pairs)")
+    what.add_argument(
+        "--reference-pairs", type=_folder, metavar="DIR", help="pairs whose real images are the reference"
+    )
+    measure.add_argument("--pairs", type=_folder, metavar="DIR", help="pairs with the image set's label maps")
     measure.add_argument("--segmenter", type=Path, required=True, metavar="FILE", help="trained judge (.safetensors)")
-    measure.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of partials to write")
+    measure.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder of partials to write")
     measure.add_argument(
         "--weights",
-        type=Path,
+        type=_folder,
         default=Path("weights"),
         metavar="DIR",
         help="folder of external weights (%(default)s)",
@@ -57,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     score = _command(commands, "score", _score, "turn partials into a table of scores")
-    score.add_argument("--partials", type=Path, required=True, metavar="DIR", help="partials of the image set")
-    score.add_argument("--reference", type=Path, required=True, metavar="DIR", help="partials of the reference")
+    score.add_argument("--partials", type=_folder, required=True, metavar="DIR", help="partials of the image set")
+    score.add_argument("--reference", type=_folder, required=True, metavar="DIR", help="partials of the reference")
     score.add_argument("--out", type=Path, required=True, metavar="FILE", help="scores to write (.parquet)")
 
     listing = commands.add_parser("list", help="list metrics and segmenters")
@@ -78,6 +80,12 @@ def _command(
     parser.add_argument("--protocol", required=True, metavar="NAME|FILE", help="a card of config/protocols")
     parser.add_argument("--threads", type=_threads, default=1, metavar="N", help="CPU threads (%(default)s)")
     return parser
+
+
+def _folder(text: str) -> Path:
+    """A folder artefact may be named by its manifest, as the workflow does."""
+    path = Path(text)
+    return path.parent if path.name == "manifest.json" else path
 
 
 def _threads(text: str) -> int:

@@ -50,7 +50,6 @@ class RunSpec:
         card = self.method.card.model_dump() if self.method.card else {}
         object.__setattr__(self, "run_id", f"{self.name}-{stable_hash([*base, model, how, card])}")
 
-
     @property
     def folder(self) -> str:
         """Kind images: where the pictures of this dataset lie."""

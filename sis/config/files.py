@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import string
 from pathlib import Path
 from typing import TypeVar
@@ -82,17 +83,26 @@ def label_space(name: str) -> LabelSpace:
 
 
 def method_card(path: Path) -> MethodCard:
-    """A method's card, with only known fields in its templates."""
+    """A method's card, with templates that can be filled in."""
     card = load_model(path, MethodCard)
-    for text, allowed in (
-        (card.command, {"labels", "out", "ids", "seed"}),
-        (card.pattern, {"image_id", "sample"}),
-    ):
-        unknown = {f for _, f, _, _ in string.Formatter().parse(text) if f is not None} - allowed
-        if unknown:
-            raise SisError(
-                f"unknown field {{{sorted(unknown)[0]}}} in a template",
-                where=path,
-                fix=f"known: {sorted(allowed)}",
-            )
+    check_template(card.command, dict.fromkeys(("labels", "out", "ids", "seed"), "x"), path)
+    check_template(card.pattern, {"image_id": "x", "sample": 0}, path)
+    check_template(card.path, {"dataset": "x"}, path)
+    try:
+        shlex.split(card.command)
+    except ValueError as error:
+        raise SisError(f"command: {error}", where=path, fix="close every quotation") from error
     return card
+
+
+def check_template(text: str, example: dict[str, str | int], where: object) -> None:
+    """Raise SisError unless `text` can be formatted with values like those of `example`."""
+    try:
+        unknown = {f for _, f, _, _ in string.Formatter().parse(text) if f is not None} - set(example)
+        if not unknown:
+            text.format(**example)
+            return
+        fault = f"unknown field {{{sorted(unknown)[0]}}} in a template"
+    except (ValueError, LookupError) as error:
+        fault = f"not a template: {text!r} ({error})"
+    raise SisError(fault, where=where, fix=f"known: {sorted(example)}")

@@ -37,7 +37,10 @@ def load_yaml(path: Path | str) -> tuple[Any, dict[Location, int]]:
     if node is None:
         return {}, {}
     lines: dict[Location, int] = {}
-    return _value(node, (), lines, path), lines
+    try:
+        return _value(node, (), lines, path), lines
+    except RecursionError:
+        raise SisError("values nest too deeply, or one contains itself", where=path) from None
 
 
 def load_model(path: Path | str, model: type[Model], overrides: dict[str, Any] | None = None) -> Model:

@@ -21,7 +21,8 @@ _MODES = {"RGB": np.uint8, "L": np.uint8, "P": np.uint8, "I;16": np.uint16}
 
 def encode_png(array: NDArray) -> bytes:
     """Encode uint8 `(h, w, 3)`, uint8 `(h, w)` or uint16 `(h, w)` as PNG; equal arrays give equal bytes."""
-    if array.dtype not in (np.uint8, np.uint16) or array.ndim not in (2, 3):
+    colour = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
+    if not colour and (array.dtype not in (np.uint8, np.uint16) or array.ndim != 2):
         raise SisError(f"cannot store a picture of type {array.dtype} and shape {array.shape}")
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(array)).save(buffer, "PNG", compress_level=1)

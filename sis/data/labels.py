@@ -30,7 +30,9 @@ class LabelSpace(StrictModel):
 
     name: Name = Field(description="name of the table, equal to the file's stem")
     void: Byte = Field(description="id of unlabelled pixels: outside every class, ignored by every score")
-    classes: Annotated[list[LabelClass], Field(min_length=1)] = Field(description="classes with ids 0, 1, 2, ...")
+    classes: Annotated[list[LabelClass], Field(min_length=1, max_length=254)] = Field(
+        description="classes with ids 0, 1, 2, ..."
+    )
 
     @model_validator(mode="after")
     def _ids_are_a_range(self) -> LabelSpace:

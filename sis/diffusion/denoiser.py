@@ -6,7 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor, nn
+
+from sis.diffusion.schedule import Schedule, take
 
 
 class Prediction(NamedTuple):
@@ -20,17 +23,31 @@ class Prediction(NamedTuple):
 Denoiser = Callable[[Tensor, Tensor], Prediction]
 
 
-def network_denoiser(network: nn.Module, label: Tensor, learn_sigma: bool) -> Denoiser:
-    """Bind a network to its condition."""
+def network_denoiser(
+    network: nn.Module, label: Tensor, learn_sigma: bool, velocity: Schedule | None = None
+) -> Denoiser:
+    """Bind a network to its condition.
+
+    Args:
+        network: called with (x_t, t, label).
+        label: one-hot map `(b, k, h, w)`.
+        learn_sigma: whether the second half of its channels is the variance interpolation.
+        velocity: for a network that predicts v = sqrt(alpha-bar) eps - sqrt(1 - alpha-bar) x_0 (Salimans & Ho 2022):
+            the full schedule, by which v is turned into noise. None for a network that predicts noise (SDM).
+    """
 
     def denoise(x: Tensor, t: Tensor) -> Prediction:
         out = network(x, t, label)
-        if not learn_sigma:
-            return Prediction(out, None)
-        eps, variance = out.chunk(2, dim=1)
-        return Prediction(eps, variance)
+        first, variance = out.chunk(2, dim=1) if learn_sigma else (out, None)
+        return Prediction(first if velocity is None else noise_of_velocity(velocity, first, x, t), variance)
 
     return denoise
+
+
+def noise_of_velocity(schedule: Schedule, v: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """The noise that a velocity implies at indices t `(b,)`: eps = sqrt(alpha-bar) v + sqrt(1 - alpha-bar) x_t."""
+    bar = schedule.alphas_cumprod
+    return take(np.sqrt(bar), t, x) * v + take(np.sqrt(1 - bar), t, x) * x
 
 
 def guided(conditional: Denoiser, null: Denoiser, scale: float) -> Denoiser:

@@ -9,23 +9,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sis.diffusion.denoiser import noise_of_velocity
 from sis.diffusion.schedule import Schedule, take
 
 
-def hybrid_loss(schedule: Schedule, output: Tensor, start: Tensor, noisy: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+def hybrid_loss(
+    schedule: Schedule, output: Tensor, start: Tensor, noisy: Tensor, t: Tensor, noise: Tensor, velocity: bool = False
+) -> Tensor:
     """L_simple + lambda L_vlb for each image, `(b,)`.
 
     The variational term is in bits a dimension for the single step t. The paper's lambda = 0.001 multiplies the sum
     over all 1000 steps, which is this term with weight 1. Its gradient reaches the variance only.
 
     Args:
-        output: network output `(b, 2c, h, w)` (eps, variance) or `(b, c, h, w)` (eps: then L_simple alone).
+        output: network output `(b, 2c, h, w)` (prediction, variance) or `(b, c, h, w)` (then L_simple alone).
         start, noisy, noise: x_0, x_t and the noise between them, `(b, c, h, w)`.
         t: indices into `schedule`, `(b,)`.
+        velocity: the network predicts v instead of the noise, and L_simple is the error of v.
     """
     channels = start.shape[1]
-    eps = output[:, :channels]
-    simple = ((noise - eps) ** 2).flatten(1).mean(1)
+    predicted, target, eps = output[:, :channels], noise, output[:, :channels]
+    if velocity:
+        bar = schedule.alphas_cumprod
+        target = take(np.sqrt(bar), t, start) * noise - take(np.sqrt(1 - bar), t, start) * start
+        eps = noise_of_velocity(schedule, predicted, noisy, t)
+    simple = ((target - predicted) ** 2).flatten(1).mean(1)
     if output.shape[1] == channels:
         return simple
     return simple + variational_term(schedule, eps.detach(), output[:, channels:], start, noisy, t)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal
 
 import torch
@@ -30,6 +29,9 @@ class FitParams(UNetConfig, Recipe):
 
     patch: int = Field(default=1, ge=1, description="side of the pixel patches that the network works on")
     diffusion_steps: int = Field(default=1000, ge=25, description="T, steps of the linear schedule")
+    predict: Literal["eps", "v"] = Field(
+        default="eps", description="what the network predicts: noise (SDM) or velocity"
+    )
     drop_rate: float = Field(default=0.2, ge=0, lt=1, description="share of images whose whole label map is dropped")
 
 
@@ -43,6 +45,7 @@ class SampleParams(StrictModel):
 
 
 class SDM(Method):
+    network: PatchedUNet
     FitParams, SampleParams = FitParams, SampleParams
     EXAMPLE_FIT = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [2], "spade_hidden": 8, "steps": 6,
                    "batch_size": 4, "learning_rate": 0.001, "ema": 0.5, "diffusion_steps": 50}  # fmt: skip
@@ -51,13 +54,13 @@ class SDM(Method):
     def build(self) -> None:
         fit: FitParams = self.fit_params
         self.schedule = schedule.linear(fit.diffusion_steps)
+        self.velocity = self.schedule if fit.predict == "v" else None
         self.network = PatchedUNet(fit, 3, self.context.labels.width, fit.patch)
 
     def one_hot(self, labels: Tensor) -> Tensor:
         return F.one_hot(labels, self.context.labels.width).permute(0, 3, 1, 2).float()
 
     def fit(self, data: TrainingData, run: TrainingRun) -> None:
-        assert self.network is not None
         run.optimise(self.network, self.loss, data, self.fit_params)
 
     def loss(self, batch: TrainBatch) -> Tensor:
@@ -67,13 +70,15 @@ class SDM(Method):
         eps = noise.normal("eps", 0, tuple(batch.images.shape[1:]))
         noisy = self.schedule.q_sample(batch.images, t, eps)
         output = self.network(noisy, t, self.one_hot(batch.labels) * kept[:, None, None, None])
-        return hybrid_loss(self.schedule, output, batch.images, noisy, t, eps)
+        return hybrid_loss(self.schedule, output, batch.images, noisy, t, eps, fit.predict == "v")
 
     def sample(self, maps: MapBatch, noise: Noise) -> Tensor:
         how: SampleParams = self.sample_params
         label = self.one_hot(maps.labels)
-        bind = partial(network_denoiser, self.network, learn_sigma=self.fit_params.learn_sigma)
-        denoiser = guided(bind(label), bind(torch.zeros_like(label)), how.guidance)
+        learned, velocity = self.fit_params.learn_sigma, self.velocity
+        with_label = network_denoiser(self.network, label, learned, velocity)
+        without = network_denoiser(self.network, torch.zeros_like(label), learned, velocity)
+        denoiser = guided(with_label, without, how.guidance)
         chain, x = (
             self.schedule.respaced(how.steps),
             samplers.start_noise(noise, (3, *maps.labels.shape[-2:])),

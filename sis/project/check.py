@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sis.plan import RunSpec
 
 _DATASET, _PROTOCOL = "scenes_tiny", "scenes-tiny"
-_BATCH = 4  # images sampled together; the tiny val split is no multiple of seven shards of it
+_BATCH = 4
 
 
 def check(name: str) -> int:

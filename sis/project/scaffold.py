@@ -64,17 +64,16 @@ rule {name}:
         pairs=plan.pairs("{{dataset}}", "val"),
     output:
         manifest=plan.images("{{dataset}}", "{{run_id}}"),
+        folder=temp(directory(f"{{plan.root}}/{name}/{{{{dataset}}}}/{{{{run_id}}}}")),
     wildcard_constraints:
         run_id=plan.pattern(plan.run_ids(method="{name}")),
     log:
         "logs/{name}/{{dataset}}.{{run_id}}.log",
     conda:
         "../../envs/sis.yaml"
-    shadow:
-        "minimal"
     shell:
-        "(sis export {{input.pairs}} --out pictures &&"
-        " sis import pictures --pairs {{input.pairs}} --name {name} --run-id {{wildcards.run_id}} --kind rule"
+        "(sis export {{input.pairs}} --out {{output.folder}} &&"
+        " sis import {{output.folder}} --pairs {{input.pairs}} --name {name} --run-id {{wildcards.run_id}} --kind rule"
         " --title '{title}' --out {{output.manifest}}) 2>&1 | tee {{log}}"
 '''
 

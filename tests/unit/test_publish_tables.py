@@ -17,7 +17,7 @@ from sis.publish.table_text import escape_latex, escape_markdown, to_csv, to_lat
 from sis.publish.tables import Table, class_tables, comparison_table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "browser"))
-import publish_example as example
+import publish_example as example  # pyright: ignore[reportMissingImports]
 
 
 def _table(rows: list[dict] | None = None, published: pd.DataFrame | None = None) -> Table:

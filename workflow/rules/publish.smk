@@ -10,6 +10,7 @@ rule publish:
             caption="../report/leaderboard.rst",
             category="Leaderboard",
         ),
+        data=plan.published("leaderboard.json"),
         tables=report(
             directory(plan.published("tables")),
             patterns=["{table}.md", "{table}.csv"],

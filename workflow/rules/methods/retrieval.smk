@@ -22,15 +22,14 @@ rule retrieval:
         matches=rules.retrieval_match.output.matches,
     output:
         manifest=plan.images("{dataset}", "{run_id}"),
+        folder=temp(directory(f"{plan.root}/retrieval/{{dataset}}/{{run_id}}")),
     wildcard_constraints:
         run_id=plan.pattern(plan.run_ids(method="retrieval")),
     log:
         "logs/retrieval/{dataset}.{run_id}.log",
     conda:
         "../../envs/sis.yaml"
-    shadow:
-        "minimal"
     shell:
-        "(python examples/retrieval.py images {input.train} {input.matches} retrieved &&"
-        " sis import retrieved --pairs {input.asked} --name retrieval --run-id {wildcards.run_id} --kind rule"
-        " --title 'Nearest training photo (rule)' --out {output.manifest}) 2>&1 | tee {log}"
+        "(python examples/retrieval.py images {input.train} {input.matches} {output.folder} &&"
+        " sis import {output.folder} --pairs {input.asked} --name retrieval --run-id {wildcards.run_id} --kind rule"
+        " --title Retrieval --out {output.manifest}) 2>&1 | tee {log}"

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 6, publish: gathers an experiment's scores, pictures, timings and commands, and writes its publication."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from sis.config.files import project_root
+from sis.data.image_set import ImageSet
+from sis.data.manifest import read_manifest
+from sis.data.pairs import PairSet
+from sis.plan import Plan, load_plan
+from sis.publish.context import DatasetPublish, PublishContext, StageTiming
+from sis.publish.publish import publish
+
+
+def publish_experiment(experiment: str, artefacts: str, out: Path) -> list[Path]:
+    """Write tables, gallery and leaderboard of an experiment whose scores are all there; returns the files."""
+    plan = load_plan({"artefacts": artefacts}, experiment=experiment)
+    scores = [Path(path) for path in plan.all_scores()]
+    protocols: dict[str, dict[str, object]] = {}
+    for path in scores:
+        protocols |= read_manifest(path, "scores").meta["protocol"]
+    context = PublishContext(
+        experiment=plan.experiment.name,
+        title=plan.experiment.title,
+        description=plan.experiment.description,
+        datasets={name: _pictures(plan, name) for name in plan.experiment.datasets},
+        timings=[_timing(stage, Path(path)) for stage, path in plan.artefacts()],
+        commands={spec.run_id: plan.command(spec) for spec in plan.runs},
+        protocols=protocols,
+        published=_published(plan),
+    )
+    return publish(scores, out, context)
+
+
+def _pictures(plan: Plan, dataset: str) -> DatasetPublish:
+    specs = [s for s in plan.runs if s.dataset.name == dataset]
+    pairs = PairSet.open(plan.pairs(dataset, specs[0].protocol.split))
+    sets = {s.run_id: ImageSet.open(plan.images(dataset, s.run_id)) for s in specs}
+    return DatasetPublish(pairs=pairs, image_sets=sets, labels=pairs.labels)
+
+
+def _timing(stage: str, path: Path) -> StageTiming:
+    run = read_manifest(path, verify=False).run
+    parts = [p for p in path.with_suffix("").parts if p not in ("manifest", "model", "prior")]
+    return StageTiming(
+        stage=stage,
+        name="/".join(parts[-2:]),
+        seconds=float(run["seconds"]),
+        started=str(run["started"]),
+        ended=str(run["ended"]),
+        peak_memory_bytes=int(run["peak_memory_bytes"]),
+        host=str(run["host"]),
+    )
+
+
+def _published(plan: Plan) -> pd.DataFrame | None:
+    folder = project_root() / "config" / "published"
+    frames = [pd.read_csv(folder / f"{name}.csv") for name in plan.experiment.published]
+    return pd.concat(frames, ignore_index=True) if frames else None
