@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("list", help="list metrics and segmenters")
     listing.set_defaults(command=_list)
+    check = commands.add_parser("check", help="run the contract of one metric on made-up images")
+    check.set_defaults(command=_check)
+    check.add_argument("name", help="a file stem in evaluators/metrics")
     return parser
 
 
@@ -153,6 +156,13 @@ def _list(arguments: argparse.Namespace) -> None:
         sys.stdout.write(f"metric     {stem:<14} {module.TITLE} ({module.DIRECTION} is better)\n")
     for stem in stems("segmenters"):
         sys.stdout.write(f"segmenter  {stem}\n")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from evaluators.check import check_metric
+
+    for line in check_metric(arguments.name):
+        sys.stdout.write(f"ok  {line}\n")
 
 
 def _set_threads(threads: int) -> None:

@@ -17,5 +17,7 @@ def pair_row(batch: Batch, pairs: NDArray) -> Partial:
 
 def mean_of_maps(rows: Partial, weights: NDArray) -> Finished:
     """Mean over the pairs of a map, then the weighted mean over maps."""
+    if not len(rows):
+        return Finished(np.full(len(weights), np.nan), note="no label maps")
     by_map = rows.columns["pairs"].astype(np.float64).mean(1)
     return Finished(weights @ by_map / weights.sum(1))

@@ -9,9 +9,9 @@ declared. Declaring the two operators first is enough for everything except the 
 from __future__ import annotations
 
 import importlib.machinery
-import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 
@@ -28,12 +28,12 @@ class _DeclareOps:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         places = spec.submodule_search_locations if spec else None
-        compiled = os.path.join(next(iter(places)), "_C.so") if places else ""
-        if os.path.exists(compiled):
+        compiled = Path(next(iter(places)), "_C.so") if places else None
+        if compiled is not None and compiled.exists():
             import torch
 
             try:
-                torch.ops.load_library(compiled)
+                torch.ops.load_library(str(compiled))
             except OSError:
                 cls.library = library = torch.library.Library("torchvision", "FRAGMENT")
                 for operator in ("nms", "qnms"):

@@ -35,4 +35,5 @@ def finish(rows: Partial, weights: NDArray, judge: Judge) -> Finished:
     n = weighted(rows, weights)
     pixels = n.sum((1, 2))
     hit = np.einsum("rcc->r", n)
-    return Finished(100 * np.divide(hit, pixels, out=np.full(len(n), np.nan), where=pixels > 0))
+    value = 100 * np.divide(hit, pixels, out=np.full(len(n), np.nan), where=pixels > 0)
+    return Finished(value, note="" if pixels[:1].any() else "every pixel is void")

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from evaluators.metric import Progress, silent
@@ -25,6 +25,7 @@ from sis.data.labels import LabelSpace
 from sis.data.manifest import publish_file, read_manifest
 from sis.data.pairs import PairSet
 from sis.data.provenance import RunRecord
+from sis.data.tensor_file import write_tensors
 from sis.errors import SisError
 
 NAME = "scenes_unet"
@@ -102,7 +103,7 @@ def train(pairs: PairSet, card: SegmenterCard, out: Path, progress: Progress = s
         "card": card.model_dump(mode="json"),
     }
     with atomic_path(out) as temporary:
-        save_file({k: v.contiguous() for k, v in net.state_dict().items()}, temporary)
+        write_tensors({k: v.contiguous() for k, v in net.state_dict().items()}, temporary)
         publish_file(temporary, out, "segmenter", meta, run)
     return judge
 

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sis.errors import SisError
@@ -30,12 +30,13 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _sync(temporary)
-        os.replace(temporary, path)
+        os.replace(temporary, path)  # noqa: PTH105 (named by the fault tests)
         _sync(path.parent)
     except OSError as error:
         raise _explained(error, path) from error
     finally:
-        _remove(temporary)
+        with suppress(OSError):  # a read-only disk refuses this, too; the first error says more
+            _remove(temporary)
 
 
 def write_bytes_atomic(path: Path | str, data: bytes) -> None:
@@ -50,9 +51,13 @@ def write_text_atomic(path: Path | str, text: str) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files that a killed writer left in `folder` (call only when nobody writes there)."""
+    """Delete temporary files that a killed writer left in `folder`; call only when no other file is written there.
+
+    Temporary manifests stay: jobs that made one shard each may finish, and write the manifest, at the same time.
+    """
     for leftover in folder.glob(".*.tmp-*"):
-        _remove(leftover)
+        if not leftover.name.startswith(".manifest.json."):
+            _remove(leftover)
 
 
 def _sync(path: Path) -> None:
@@ -79,5 +84,5 @@ def _explained(error: OSError, path: Path) -> Exception:
             fix="free disk space or choose another root in config/config.yaml, then run again",
         )
     if error.errno in _NO_ACCESS:
-        return SisError(f"cannot write {path.name}: {error.strerror}", where=path.parent, fix="check permissions")
+        return SisError(f"cannot write {path.name}: {os.strerror(error.errno)}", where=path.parent, fix="check permissions")
     return error

@@ -18,7 +18,7 @@ from sis.data.images import decode_png, encode_png, pixel_sha256
 from sis.data.labels import LabelSpace
 from sis.data.manifest import Manifest, read_manifest
 from sis.data.schemas import PAIRS
-from sis.data.tables import table_metadata
+from sis.data.tables import read_table, table_metadata
 from sis.errors import SisError, did_you_mean
 
 #: Rows that are decoded together on random access.
@@ -96,14 +96,7 @@ class PairSet:
         """The pair at `index` (0-based). Raises SisError when its pixels differ from their recorded hash."""
         shard = bisect_right(self._starts, index) - 1
         group, offset = divmod(index - self._starts[shard], ROW_GROUP)
-        row = self._group(shard, group)[offset]
-        where = f"{self._shards[shard]}, image {row['image_id']}"
-        image = decode_png(row["image"]["bytes"], where=where, mode="RGB")
-        label = decode_png(row["label"]["bytes"], where=where, mode="L")
-        if pixel_sha256(image) != row["pixel_sha256"] or pixel_sha256(label) != row["label_sha256"]:
-            raise SisError("pixels differ from their recorded hash", where=where, fix="run prepare again")
-        instance = decode_png(row["instance"]["bytes"], where=where, mode="I;16")
-        return Pair(row["image_id"], image, label, instance, row["reference_id"])
+        return _pair(self._group(shard, group)[offset], self._shards[shard])
 
     def by_id(self, image_id: str) -> Pair:
         """The pair called `image_id`."""
@@ -121,6 +114,30 @@ class PairSet:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(key)
         return self._groups[key]
+
+
+def _pair(row: dict, path: Path) -> Pair:
+    where = f"{path}, image {row['image_id']}"
+    image = decode_png(row["image"]["bytes"], where=where, mode="RGB")
+    label = decode_png(row["label"]["bytes"], where=where, mode="L")
+    if pixel_sha256(image) != row["pixel_sha256"] or pixel_sha256(label) != row["label_sha256"]:
+        raise SisError("pixels differ from their recorded hash", where=where, fix="run prepare again")
+    instance = decode_png(row["instance"]["bytes"], where=where, mode="I;16")
+    return Pair(row["image_id"], image, label, instance, row["reference_id"])
+
+
+def shard_is_good(path: Path, key: str) -> bool:
+    """Whether a finished shard of this very preparation lies at `path`, with every pixel as recorded."""
+    if not path.is_file():
+        return False
+    try:
+        if shard_key(path) != key:
+            return False
+        for row in read_table(path, PAIRS).to_pylist():
+            _pair(row, path)
+    except SisError:
+        return False
+    return True
 
 
 def shard_key(path: Path) -> str:

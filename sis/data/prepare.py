@@ -15,7 +15,7 @@ from sis.data.atomic import atomic_path
 from sis.data.image_set import SHARD_SIZE, shard_name
 from sis.data.labels import LabelSpace
 from sis.data.manifest import Manifest, stable_hash, write_manifest
-from sis.data.pairs import ROW_GROUP, Pair, pairs_table, shard_key
+from sis.data.pairs import ROW_GROUP, Pair, pairs_table, shard_is_good
 from sis.data.provenance import RunRecord
 from sis.data.schemas import PAIRS
 from sis.data.tables import read_table, table_metadata, write_table_file
@@ -54,7 +54,7 @@ def prepare(card: DatasetCard, split: str, root: Path, out: Path) -> Manifest:
             part = ids[start : start + SHARD_SIZE]
             path = out / shard_name(number)
             names.append(path)
-            if path.is_file() and shard_key(path) == key:
+            if shard_is_good(path, key):
                 histogram += np.array(_stored_histogram(path))
             else:
                 histogram += _write_shard(path, key, card, space, [(split, i) for i in part], root)

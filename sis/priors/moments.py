@@ -34,7 +34,8 @@ class Moments:
         columns = range(vectors.shape[1])
         mean = np.stack([np.bincount(labels, vectors[:, d], classes) for d in columns], axis=1) / safe
         centred = (vectors - mean[labels]) ** 2
-        return cls(count, mean, np.stack([np.bincount(labels, centred[:, d], classes) for d in columns], axis=1))
+        m2 = np.stack([np.bincount(labels, centred[:, d], classes) for d in columns], axis=1)
+        return cls(count, mean.astype(np.float64), m2.astype(np.float64))
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both together (Chan, Golub & LeVeque 1983)."""

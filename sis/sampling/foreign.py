@@ -23,7 +23,7 @@ from sis.data.pairs import PairSet
 from sis.errors import SisError, first_of
 from sis.sampling.shards import Key, MakeBatch
 
-_TAIL_LINES = 5
+_TAIL_LINES, _TAIL_BYTES = 5, 1000
 
 
 def file_name(pattern: str, key: Key) -> str:
@@ -136,8 +136,14 @@ def _run(command: list[str], log: Path, card: MethodCard) -> None:
         finally:
             _kill_group(process)
     if code:
-        tail = log.read_text(errors="replace").strip().splitlines()[-_TAIL_LINES:]
-        raise SisError(f"the command failed with exit code {code}: {' | '.join(tail)}", where=log)
+        raise SisError(f"the command failed with exit code {code}: {_last_words(log)}", where=log)
+
+
+def _last_words(log: Path) -> str:
+    """The last lines of a log of any size."""
+    with log.open("rb") as handle:
+        handle.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        return " | ".join(handle.read().decode(errors="replace").strip().splitlines()[-_TAIL_LINES:])
 
 
 def _environment() -> dict[str, str]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sis.config.files import check_template
+from sis.config.strict_yaml import validate
 from sis.data.atomic import write_bytes_atomic
 from sis.data.image_set import (
     SHARD_SIZE,
@@ -49,13 +51,15 @@ def import_folder(job: Import) -> Manifest:
     pairs = PairSet.open(job.pairs)
     run = RunRecord.start()
     keys = all_keys(pairs.ids, job.samples_per_map)
+    facts = {
+        "dataset": pairs.dataset, "split": pairs.split, "run": job.name, "run_id": job.run_id, "method": job.method,
+        "title": job.title, "kind": job.kind, "role": job.role, "labels": pairs.labels.name, "size": list(pairs.size),
+        "samples_per_map": job.samples_per_map, "seed": 0, "sample_seed": 0, "batch_size": 1, "device": "unknown",
+        "threads": 1, "sampling_seconds": None,
+    }  # fmt: skip
+    meta = validate(ImageSetMeta, facts, f"import of {job.folder}")
+    check_template(job.pattern, {"image_id": "x", "sample": 0}, job.pattern)
     make = folder_maker(job.folder, job.pattern, keys, pairs.size)
-    meta = ImageSetMeta(
-        dataset=pairs.dataset, split=pairs.split, run=job.name, run_id=job.run_id, method=job.method, title=job.title,
-        kind=job.kind, role=job.role, labels=pairs.labels.name, size=list(pairs.size),
-        samples_per_map=job.samples_per_map, seed=0, sample_seed=0, batch_size=1, device="unknown", threads=1,
-        sampling_seconds=None,
-    )  # fmt: skip
     names = []
     with Progress(f"import {job.name}", len(keys), "images") as progress:
         for number, start in enumerate(range(0, len(keys), SHARD_SIZE)):

@@ -83,8 +83,10 @@ def batch_maker(method: Method, pairs: PairSet, batch_size: int, seed: int, devi
             torch.from_numpy(instances).to(device),
         )
         images = method.sample(maps, Noise(seed, tuple(padded), device))
-        if images.dtype != torch.uint8:
-            raise SisError(f"a method returns uint8 images, got {images.dtype}")
+        expected = (len(padded), 3, *pairs.size)
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape != expected:
+            got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise SisError(f"a method returns a torch.uint8 tensor {expected}, this one {got}")
         return images[: len(keys)].permute(0, 2, 3, 1).cpu().contiguous().numpy()
 
     return make

@@ -6,6 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sis.data.image_set import ImageSetMeta, finish_image_set, shard_is_good
 from sis.data.manifest import Manifest, read_manifest, stable_hash
 from sis.data.pairs import PairSet
@@ -81,7 +84,7 @@ def _maker(job: SampleJob, pairs: PairSet, keys: list[tuple[str, int]]) -> MakeB
     return batch_maker(method, pairs, spec.batch_size, spec.sample_seed, job.device)
 
 
-def _never(keys: list[tuple[str, int]]) -> object:
+def _never(keys: list[tuple[str, int]]) -> NDArray[np.uint8]:
     raise AssertionError("every shard was already there")
 
 

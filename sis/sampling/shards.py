@@ -53,8 +53,8 @@ def all_keys(ids: list[str], samples_per_map: int) -> list[Key]:
 def cut(keys: list[Key], shard_size: int, shards: int, key: str) -> list[Cut]:
     """Cut a set into shards of `shard_size` images, or into `shards` equal ones if that is not 0."""
     count = shards or max(1, -(-len(keys) // shard_size))
-    if count > len(keys):
-        raise SisError(f"cannot cut {len(keys)} images into {count} shards", fix="ask for fewer shards")
+    if not 1 <= count <= len(keys):
+        raise SisError(f"cannot cut {len(keys)} images into {count} shards", fix=f"ask for 1 to {len(keys)} shards")
     bounds = [round(i * len(keys) / count) for i in range(count + 1)] if shards else range(0, len(keys), shard_size)
     starts = list(bounds)[:count]
     ends = [*starts[1:], len(keys)]

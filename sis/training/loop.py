@@ -100,8 +100,9 @@ class TrainingRun:
     @torch.no_grad()
     def _average(self, network: nn.Module, decay: float) -> None:
         current = network.state_dict()
-        floating = [k for k, v in current.items() if v.is_floating_point()]
-        torch._foreach_lerp_([self.average[k] for k in floating], [current[k] for k in floating], 1 - decay)
+        for name, value in current.items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
 
     def batch(self, step: int, data: TrainingData, recipe: Recipe) -> TrainBatch:
         """The batch of a step: the permutation of each epoch and every mirror follow from the seed alone."""

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sis.data.atomic import atomic_path
+from sis.data.atomic import atomic_path, remove_leftovers
 from sis.data.manifest import publish_file, read_manifest
 from sis.data.provenance import RunRecord
+from sis.data.tensor_file import write_tensors
 from sis.errors import SisError
 
 _KEPT = 2
@@ -22,7 +23,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, artefact: str, meta: di
     """Write named tensors with their manifest, whole or not at all."""
     packed = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(packed, temporary)
+        write_tensors(packed, temporary)
         publish_file(temporary, path, artefact, meta, run)
 
 
@@ -83,7 +84,8 @@ class StateFolder:
         return 0, []
 
     def clear(self) -> None:
-        """Remove all states, once the finished model is published."""
+        """Remove all states, once the finished model is published, and what a killed run left half-written."""
+        remove_leftovers(self.folder)
         for path in self.folder.glob("state-*.safetensors"):
             self._drop(path)
 

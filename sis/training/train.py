@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from sis.data.atomic import remove_leftovers
 from sis.data.decoded import TrainingData, decode_pairs
 from sis.data.manifest import Manifest, read_manifest, stable_hash
 from sis.data.pairs import PairSet
@@ -45,6 +46,7 @@ def train_model(spec: RunSpec, pairs_folder: Path, out: Path, device: str) -> Ma
     }
     save_tensors(training.average, out, "model", facts, run)
     StateFolder(training.folder, key).clear()
+    remove_leftovers(out.parent)
     return read_manifest(out, "model")
 
 

@@ -106,7 +106,7 @@ class Striker:
         os.replace = self.wrap(os.replace, "replace")
         os.unlink = self.wrap(os.unlink, "unlink", _present)
         os.rmdir = self.wrap(os.rmdir, "rmdir", _present)
-        os.mkdir = self.wrap(os.mkdir, "mkdir", lambda path, *a, **k: not os.path.exists(path))  # noqa: PTH110
+        os.mkdir = self.wrap(os.mkdir, "mkdir", _makeable)
         Path.write_bytes = self.wrap(Path.write_bytes, "write bytes")
         pq.write_table = self.wrap(pq.write_table, "write table")
         np.memmap.flush = self.wrap(np.memmap.flush, "flush")
@@ -145,6 +145,11 @@ class Striker:
 
 def _present(path: Any, *, dir_fd: int | None = None) -> bool:
     return dir_fd is not None or os.path.lexists(path)
+
+
+def _makeable(path: Any, *rest: Any, **named: Any) -> bool:
+    """`mkdir(parents=True)` tries first and makes the parents later."""
+    return not Path(path).exists() and Path(path).parent.exists()
 
 
 def run(request: dict[str, Any]) -> int:

@@ -138,7 +138,7 @@ def test_a_bad_pair_is_refused_and_named(
     spoil(monkeypatch, **changes)
     with pytest.raises(SisError, match=reason):
         prepare(card(), "val", tmp_path, tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
+    assert not list(tmp_path.rglob("*.*"))
 
 
 def test_an_altered_shard_is_noticed_when_pairs_are_opened(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ import hashlib
 import io
 import json
 import re
-import sys
 from base64 import b64encode
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import publish_example as example  # pyright: ignore[reportMissingImports]
 import pytest
 from PIL import Image
 
@@ -28,9 +28,6 @@ from sis.publish.gallery import build_gallery, evenly_spaced
 from sis.publish.publish import publish, read_scores
 from sis.publish.tables import comparison_table
 from sis.publish.timings import format_bytes, format_duration, summarise
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "browser"))
-import publish_example as example  # pyright: ignore[reportMissingImports]
 
 
 @pytest.fixture(scope="module")

@@ -5,19 +5,15 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
-from pathlib import Path
 
 import pandas as pd
+import publish_example as example  # pyright: ignore[reportMissingImports]
 import pytest
 
 from sis.errors import SisError
 from sis.publish.columns import decimal_places, format_number, metric_column
 from sis.publish.table_text import escape_latex, escape_markdown, to_csv, to_latex, to_markdown
 from sis.publish.tables import Table, class_tables, comparison_table
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "browser"))
-import publish_example as example  # pyright: ignore[reportMissingImports]
 
 
 def _table(rows: list[dict] | None = None, published: pd.DataFrame | None = None) -> Table:

@@ -25,6 +25,7 @@ rule measure_reference:
         out=subpath(output.manifest, parent=True),
         # A changed card runs this again; partials that it does not concern are kept in the folder.
         card=lambda wildcards: plan.protocol_hash(wildcards.protocol),
+        weights=plan.settings.weights,
     log:
         "logs/evaluate/{dataset}.{protocol}.reference.log",
     threads: plan.experiment.threads
@@ -32,7 +33,7 @@ rule measure_reference:
         "../envs/sis.yaml"
     shell:
         "python -m evaluators measure --protocol {wildcards.protocol} --reference-pairs {input.pairs}"
-        " --segmenter {input.segmenter} --weights {plan.settings.weights} --threads {threads}"
+        " --segmenter {input.segmenter} --weights {params.weights} --threads {threads}"
         " --out {params.out} 2>&1 | tee {log}"
 
 
@@ -47,6 +48,7 @@ rule measure:
         out=subpath(output.manifest, parent=True),
         # A changed card runs this again; partials that it does not concern are kept in the folder.
         card=lambda wildcards: plan.protocol_hash(wildcards.protocol),
+        weights=plan.settings.weights,
     wildcard_constraints:
         run_id=plan.pattern(plan.run_ids()),
     log:
@@ -56,7 +58,7 @@ rule measure:
         "../envs/sis.yaml"
     shell:
         "python -m evaluators measure --protocol {wildcards.protocol} --images {input.images} --pairs {input.pairs}"
-        " --segmenter {input.segmenter} --weights {plan.settings.weights} --threads {threads}"
+        " --segmenter {input.segmenter} --weights {params.weights} --threads {threads}"
         " --out {params.out} 2>&1 | tee {log}"
 
 

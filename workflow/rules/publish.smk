@@ -27,10 +27,12 @@ rule publish:
         ),
     params:
         out=subpath(output.page, parent=True),
+        experiment=plan.experiment.name,
+        artefacts=plan.settings.artefacts,
     log:
-        f"logs/publish/{plan.experiment.name}.log",
+        f"logs/publish/{params.experiment}.log",
     conda:
         "../envs/sis.yaml"
     shell:
-        "sis publish --experiment {plan.experiment.name} --artefacts {plan.settings.artefacts}"
+        "sis publish --experiment {params.experiment} --artefacts {params.artefacts}"
         " --out {params.out} 2>&1 | tee {log}"

@@ -6,6 +6,7 @@ rule sample:
     output:
         manifest=plan.images("{dataset}", "{run_id}"),
     params:
+        experiment=plan.experiment.name,
         out=subpath(output.manifest, parent=True),
         options=lambda wildcards: plan.sampling_options(wildcards.dataset, wildcards.run_id),
     wildcard_constraints:
@@ -13,8 +14,11 @@ rule sample:
     log:
         "logs/sample/{dataset}.{run_id}.log",
     threads: plan.experiment.threads
+    resources:
+        # Where a job runs is no parameter: another device must not invalidate finished work.
+        device=plan.settings.device,
     conda:
         "../envs/sis.yaml"
     shell:
-        "sis sample --experiment {plan.experiment.name} --dataset {wildcards.dataset} --run {wildcards.run_id}"
-        " --pairs {input.pairs} {params.options} --device {plan.settings.device} --out {params.out} 2>&1 | tee {log}"
+        "sis sample --experiment {params.experiment} --dataset {wildcards.dataset} --run {wildcards.run_id}"
+        " --pairs {input.pairs} {params.options} --device {resources.device} --out {params.out} 2>&1 | tee {log}"

@@ -4,12 +4,16 @@ rule train:
     output:
         model=plan.model("{dataset}", "{model}"),
     params:
+        experiment=plan.experiment.name,
         run=lambda wildcards: plan.of_model(wildcards.dataset, wildcards.model).name,
     log:
         "logs/train/{dataset}.{model}.log",
     threads: plan.experiment.threads
+    resources:
+        # Where a job runs is no parameter: another device must not invalidate finished work.
+        device=plan.settings.device,
     conda:
         "../envs/sis.yaml"
     shell:
-        "sis train --experiment {plan.experiment.name} --dataset {wildcards.dataset} --run {params.run}"
-        " --pairs {input.pairs} --device {plan.settings.device} --out {output.model} 2>&1 | tee {log}"
+        "sis train --experiment {params.experiment} --dataset {wildcards.dataset} --run {params.run}"
+        " --pairs {input.pairs} --device {resources.device} --out {output.model} 2>&1 | tee {log}"
