@@ -23,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SisError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; finished work is kept, run the same command again\n")
+        return 130
     return 0
 
 

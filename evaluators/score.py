@@ -123,7 +123,7 @@ def _rows(
     name = module.name(card) + (f"[stand-in:{stand_in}]" if stand_in else "")
     if rows is None:
         needed = module.samples(card)
-        note = f"needs {needed} samples per label map, this run has {ours.facts.samples}"
+        note = f"{ours.facts.samples} of {needed} samples a map"
         return [{**common, **_number(math.nan, np.empty(0), note), "metric": name, "class_name": ""}]
     judge = Judge(card, ours.labels, None, real.load(metric, card) if metric.uses_reference else None, ours.meta)
     point, replicates = finish(metric, rows, judge)

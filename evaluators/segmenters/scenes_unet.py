@@ -25,7 +25,7 @@ from sis.data.labels import LabelSpace
 from sis.data.manifest import publish_file, read_manifest
 from sis.data.pairs import PairSet
 from sis.data.provenance import RunRecord
-from sis.data.tensor_file import write_tensors
+from sis.data.tensors import write_tensors
 from sis.errors import SisError
 
 NAME = "scenes_unet"

@@ -12,6 +12,6 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 
 
 class StrictModel(BaseModel):
-    """A configuration section: values are never coerced and always finite, keys never ignored, objects never changed."""
+    """A configuration section: no value is coerced or infinite, no key ignored, no object changed."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)

@@ -72,7 +72,7 @@ def check_all() -> str:
         for path in sorted((config / folder).glob("*.yaml")):
             load(path.stem)
             count += 1
-    stray = [p for p in config.rglob("*.yml")]
+    stray = sorted(config.rglob("*.yml"))
     if stray:
         raise SisError("configuration files end in .yaml", where=stray[0])
     return f"{count} configuration files are valid"

@@ -59,7 +59,8 @@ def validate(model: type[Model], data: Any, where: object, lines: dict[Location,
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
+        # A misspelt key is both unknown and missing; the unknown one is where the mistake stands.
+        fault = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
         line = _line(tuple(fault["loc"]), lines or {})
         raise SisError(_explain(model, fault), where=f"{where}:{line}" if line else where) from error
 

@@ -84,5 +84,7 @@ def _explained(error: OSError, path: Path) -> Exception:
             fix="free disk space or choose another root in config/config.yaml, then run again",
         )
     if error.errno in _NO_ACCESS:
-        return SisError(f"cannot write {path.name}: {os.strerror(error.errno)}", where=path.parent, fix="check permissions")
+        return SisError(
+            f"cannot write {path.name}: {os.strerror(error.errno)}", where=path.parent, fix="check permissions"
+        )
     return error

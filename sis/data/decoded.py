@@ -21,8 +21,8 @@ _FIELDS = ("images", "labels", "instances")
 class TrainingData:
     """All pairs of a split, in the order of `ids`.
 
-    images: uint8 `(n, h, w, 3)`; labels: uint8 `(n, h, w)`, one-hot channels (void last); instances: uint16 `(n, h, w)`.
-    The arrays are memory-mapped: only the pages that a batch touches are read.
+    images: uint8 `(n, h, w, 3)`; labels: uint8 `(n, h, w)`, one-hot channels (void last); instances: uint16
+    `(n, h, w)`. The arrays are memory-mapped: only the pages that a batch touches are read.
     """
 
     ids: list[str]

@@ -35,6 +35,8 @@ def decode_png(data: bytes, *, where: object = None, mode: str | None = None) ->
     Raises SisError when the bytes are no PNG, truncated, damaged, too large, or of another mode than `mode`.
     """
     try:
+        if _cut(data):
+            raise OSError("the file ends too early")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=["PNG"]) as checked:
@@ -66,4 +68,5 @@ def pixel_sha256(array: NDArray) -> str:
 
 
 def _cut(data: bytes) -> bool:
-    return data.startswith(b"\x89PNG") and b"IEND" not in data[-12:]
+    """Whether a PNG ends before its last chunk does."""
+    return data.startswith(b"\x89PNG") and b"IEND\xaeB`\x82" not in data

@@ -67,7 +67,7 @@ def write_manifest_of(target: Path, artefact: str, files: dict, meta: dict, run:
     path = manifest_path(target)
     if path.name == "manifest.json":
         remove_leftovers(path.parent)
-    write_text_atomic(path, json.dumps(body, indent=1, sort_keys=True) + "\n")
+    write_text_atomic(path, _text(body))
     return _from_body(body, path)
 
 
@@ -89,11 +89,12 @@ def read_manifest(target: Path | str, artefact: str | None = None, *, verify: bo
     if not path.is_file():
         raise SisError("no such artefact (its manifest is missing)", where=path, fix="run the stage that makes it")
     try:
-        body = json.loads(path.read_text())
+        text = path.read_text()
+        body = json.loads(text)
         manifest = _from_body(body, path)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SisError("unreadable manifest", where=path, fix="delete the artefact and run its stage again") from error
-    if _digest(body) != manifest.digest:
+    if _digest(body) != manifest.digest or _text(body) != text:
         raise SisError("the manifest was altered (digest differs)", where=path, fix="run the stage again")
     if body["version"] != VERSION:
         raise SisError(f"manifest version {body['version']}, this release reads {VERSION}", where=path)
@@ -140,6 +141,11 @@ def _from_body(body: dict, path: Path) -> Manifest:
     if any("/" in name or name.startswith("..") for name in files):
         raise ValueError("a manifest lists files of its own folder only")
     return Manifest(body["artefact"], files, body["meta"], body["run"], body["digest"], path.parent)
+
+
+def _text(body: dict) -> str:
+    """The one spelling of a manifest: a bit may flip in the last digit of a number without changing its value."""
+    return json.dumps(body, indent=1, sort_keys=True) + "\n"
 
 
 def _digest(body: dict) -> str:

@@ -13,7 +13,7 @@ from sis.diffusion.schedule import Schedule, take
 
 
 class Prediction(NamedTuple):
-    """A network's answer at one step: the noise `(b, c, h, w)` and the variance interpolation in [-1, 1], if learned."""
+    """A network's answer at one step: the noise `(b, c, h, w)` and the variance in [-1, 1], if learned."""
 
     eps: Tensor
     variance: Tensor | None

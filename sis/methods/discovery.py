@@ -17,7 +17,7 @@ from sis.config.files import method_card, project_root
 from sis.errors import SisError, did_you_mean
 from sis.methods.contract import Method
 
-_NOT_METHODS = {"__init__", "contract", "discovery"}
+_NOT_METHODS = {"__init__", "contract", "discovery", "build"}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sis.config.base import StrictModel
+from sis.config.recipe import Recipe
 from sis.data.decoded import TrainingData
 from sis.diffusion import samplers, schedule
 from sis.diffusion.denoiser import guided, network_denoiser
@@ -20,8 +21,9 @@ from sis.diffusion.pixels import to_uint8
 from sis.methods.contract import MapBatch, Method
 from sis.nets.patches import PatchedUNet
 from sis.nets.sdm_unet import UNetConfig
-from sis.training.loop import TrainBatch, TrainingRun
-from sis.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from sis.training.loop import TrainBatch, TrainingRun
 
 
 class FitParams(UNetConfig, Recipe):

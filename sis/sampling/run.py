@@ -13,13 +13,14 @@ from sis.data.image_set import ImageSetMeta, finish_image_set, shard_is_good
 from sis.data.manifest import Manifest, read_manifest, stable_hash
 from sis.data.pairs import PairSet
 from sis.data.provenance import RunRecord, device_name
+from sis.data.tensors import load_tensors
 from sis.errors import SisError
+from sis.methods.build import build_method, load_weights
 from sis.plan import RunSpec
 from sis.progress import Progress
 from sis.sampling.foreign import command_maker, folder_maker
-from sis.sampling.python_method import batch_maker, build_method, load_weights
+from sis.sampling.python_method import batch_maker
 from sis.sampling.shards import Cut, MakeBatch, all_keys, cut, sample_shard, shard_seconds
-from sis.training.state import load_tensors
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sis.config.recipe import Recipe
 from sis.data.decoded import TrainingData
 from sis.diffusion.noise import Noise
 from sis.errors import SisError, first_of
 from sis.progress import Progress
-from sis.training.recipe import Recipe
 from sis.training.state import StateFolder
 
 _LOG_EVERY = 10

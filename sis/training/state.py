@@ -6,34 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sis.data.atomic import atomic_path, remove_leftovers
-from sis.data.manifest import publish_file, read_manifest
-from sis.data.provenance import RunRecord
-from sis.data.tensor_file import write_tensors
+from sis.data.atomic import remove_leftovers
+from sis.data.tensors import load_tensors, save_tensors
 from sis.errors import SisError
 
 _KEPT = 2
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path, artefact: str, meta: dict, run: RunRecord | dict) -> None:
-    """Write named tensors with their manifest, whole or not at all."""
-    packed = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    with atomic_path(path) as temporary:
-        write_tensors(packed, temporary)
-        publish_file(temporary, path, artefact, meta, run)
-
-
-def load_tensors(path: Path, artefact: str) -> tuple[dict[str, Tensor], dict]:
-    """Read named tensors and the facts of their manifest after checking every byte."""
-    manifest = read_manifest(path, artefact)
-    try:
-        return load_file(path), manifest.meta
-    except (SafetensorError, OSError) as error:
-        raise SisError("damaged weight file", where=path, fix="delete it and run its stage again") from error
 
 
 class StateFolder:

@@ -14,11 +14,12 @@ from sis.data.pairs import PairSet
 from sis.data.provenance import RunRecord
 from sis.data.schemas import TRAINING_LOG
 from sis.data.tables import write_table
+from sis.data.tensors import save_tensors
 from sis.errors import SisError
+from sis.methods.build import build_method
 from sis.plan import RunSpec
-from sis.sampling.python_method import build_method
 from sis.training.loop import TrainingRun
-from sis.training.state import StateFolder, save_tensors
+from sis.training.state import StateFolder
 
 
 def train_model(spec: RunSpec, pairs_folder: Path, out: Path, device: str) -> Manifest:

@@ -196,10 +196,8 @@ def test_a_dataset_that_shows_a_training_image_in_val_is_refused(monkeypatch: py
     from sis.data.layouts import scenes
 
     load = scenes.load
-    monkeypatch.setattr(
-        scenes, "load", lambda card, split, root, name: load(card, "train", root, "train-" + name[-5:])
-    )
-    with pytest.raises(SisError, match="share an image|expected"):
+    monkeypatch.setattr(scenes, "load", lambda card, split, root, name: load(card, "train", root, "train-" + name[-5:]))
+    with pytest.raises(SisError, match="share an image"):
         list(check_dataset("scenes_tiny"))
 
 
@@ -211,5 +209,5 @@ def test_check_prints_a_line_for_every_clause(capsys: pytest.CaptureFixture[str]
 
 def test_check_of_an_unknown_name_offers_the_nearest_of_all_kinds() -> None:
     for wrong, right in (("palete", "palette"), ("scenes_tinny", "scenes_tiny"), ("miuo", "miou")):
-        with pytest.raises(SisError, match=f"nothing is called '{wrong}'.*did you mean '{right}'"):
+        with pytest.raises(SisError, match=rf"nothing is called '{wrong}'.*did you mean '{right}'"):
             check(wrong)

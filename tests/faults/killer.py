@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -191,6 +192,11 @@ def serve(scratch: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in MODULES:
         importlib.import_module(name)
+    provenance = sys.modules["sis.data.provenance"]
+    commit = provenance._commit()
+    provenance._commit = lambda: commit  # hundreds of forks need not ask git again
+    gc.collect()
+    gc.freeze()
     replies = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         request = json.loads(line)

@@ -8,36 +8,41 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import (
+from fault_bench import (
     DATASET,
     Bench,
     Outcome,
     assert_nothing_torn,
     assert_refused,
     pair_hashes,
-    pixel_hashes,
 )
+from safetensors.torch import load_file
 
 from evaluators.cli import main as evaluators
 from sis.cli import main as sis
-from sis.config.files import dataset_card, label_space, named
-from sis.config.protocols import ProtocolCard
+from sis.config.cards import DatasetCard
+from sis.config.files import dataset_card, label_space
 from sis.data import image_set, pairs
-from sis.data.manifest import file_sha256, read_manifest
+from sis.data.image_set import pixel_hashes
+from sis.data.layouts import scenes
+from sis.data.manifest import file_sha256, read_manifest, write_manifest_of
+from sis.data.pairs import Pair
+from sis.data.prepare import prepare
 from sis.data.provenance import RunRecord
-from sis.data.schemas import IMAGES, PAIRS
+from sis.data.schemas import IMAGES, PAIRS, SCORES
 from sis.data.tables import read_table, table_metadata
+from sis.data.tensors import save_tensors
 from sis.errors import SisError
 from sis.plan import Plan, load_plan
-from sis.training.state import save_tensors
 
 pytestmark = pytest.mark.faults
 
-FLIPS_PER_FILE = 16
+FLIPS_PER_FILE = 20
 PUBLISHED = """
 name: published
 title: Published
@@ -168,25 +173,24 @@ def test_every_flipped_bit_is_caught_by_verify_and_by_the_stage_that_reads(
                 flips += 1
         left = [p for p in (tmp_path / "out").rglob("*") if p.is_file() and "work" not in p.parts]
         assert left == [], f"{artefact}: {left}"
-    assert flips >= 300
+    assert flips >= 400
 
 
 @pytest.mark.slow
-def test_every_single_bit_of_a_manifest_counts(house: House, tmp_path: Path) -> None:
-    """All of them, not a sample: a changed byte that still parses must change the digest."""
-    whole = (house.scores.with_name(house.scores.name + ".manifest.json")).read_bytes()
-    whole = (house.images / "manifest.json").read_bytes() if len(whole) > 4096 else whole
-    path, passed = tmp_path / "manifest.json", []
-    for position in range(len(whole)):
+def test_every_single_bit_of_a_manifest_counts(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, not a sample: also those that still parse, and those in the last digit of a number."""
+    path = house.images / "manifest.json"
+    damaged, passed = bytearray(path.read_bytes()), []
+    assert len(damaged) > 1000
+    monkeypatch.setattr(Path, "read_text", lambda self: damaged.decode())
+    read_manifest(path, verify=False)
+    for position in range(len(damaged)):
         for bit in range(8):
-            damaged = bytearray(whole)
             damaged[position] ^= 1 << bit
-            path.write_bytes(damaged)
-            try:
+            with contextlib.suppress(SisError):
                 read_manifest(path, verify=False)
-            except SisError:
-                continue
-            passed.append((position, bit))
+                passed.append((position, bit))
+            damaged[position] ^= 1 << bit
     assert passed == []
 
 
@@ -215,11 +219,12 @@ def test_a_flipped_bit_in_a_finished_batch_costs_one_batch(bench: Bench, tmp_pat
     stored = tmp_path / "out/work/shard-0000/batch-00000.parquet"
     for _ in range(12):
         assert bench.runner(*argv, at=10).code == -9
-        with flipped(stored, rng.randrange(stored.stat().st_size // 2), rng.randrange(8)):
-            again = bench.runner(*argv)
-            assert again.code == 0, again.err
-            assert len(again.work) == 4
-            stored.parent.mkdir()
+        damaged = bytearray(stored.read_bytes())
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        stored.write_bytes(damaged)
+        again = bench.runner(*argv)
+        assert again.code == 0, again.err
+        assert len(again.work) in (3, 4)  # some bits of a Parquet footer mean nothing
         assert pixel_hashes(tmp_path / "out") == wanted
         shutil.rmtree(tmp_path / "out")
 
@@ -262,7 +267,7 @@ def test_a_damaged_checkpoint_is_dropped_and_the_one_before_used(bench: Bench, t
     assert file_sha256(out) == wanted
 
 
-@pytest.mark.parametrize("cut", [20, 1, 12, 200])
+@pytest.mark.parametrize("cut", [1, 4, 12, 20, 200])
 def test_a_truncated_picture_in_a_folder_is_named(bench: Bench, tmp_path: Path, cut: int) -> None:
     folder, wanted = tmp_path / "pictures", pixel_hashes(bench.images())
     shutil.copytree(bench.pictures, folder)
@@ -282,8 +287,6 @@ def test_an_id_outside_the_label_table_is_named(bench: Bench, tmp_path: Path) ->
     shutil.copytree(bench.pairs, tmp_path / "val")
     manifest = json.loads((tmp_path / "val/manifest.json").read_text())
     manifest["meta"]["labels"]["classes"] = [c.model_dump() for c in space.classes[:4]]
-    from sis.data.manifest import write_manifest_of
-
     write_manifest_of(tmp_path / "val", "pairs", manifest["files"], manifest["meta"], manifest["run"])
     outcome = bench.runner(*bench.sample(tmp_path / "out", pairs=tmp_path / "val"))
     assert_refused(outcome, "label ids outside the table 'scenes': 4", "val-0000", "ids 0..3 and void 255")
@@ -293,21 +296,16 @@ def test_an_id_outside_the_label_table_is_named(bench: Bench, tmp_path: Path) ->
 def test_a_layout_with_a_wrong_id_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
-
-    from sis.data.layouts import scenes
-    from sis.data.prepare import prepare
-
     load = scenes.load
 
-    def wrong(card, split, root, image_id):  # noqa: ANN
+    def wrong(card: DatasetCard, split: str, root: Path, image_id: str) -> Pair:
         pair = load(card, split, root, image_id)
         label = pair.label.copy()
         label[3, 5] = 77
         return replace(pair, label=label) if image_id == "val-00009" else pair
 
     monkeypatch.setattr(scenes, "load", wrong)
-    with pytest.raises(SisError, match="label ids outside the table 'scenes': 77.*val-00009.*void 255"):
+    with pytest.raises(SisError, match=r"label ids outside the table 'scenes': 77.*val-00009.*void 255"):
         prepare(dataset_card(DATASET), "val", tmp_path, tmp_path / "out")
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
@@ -339,8 +337,6 @@ def test_an_artefact_of_another_kind_is_refused(
 def test_a_model_of_another_network_is_refused(
     house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from safetensors.torch import load_file
-
     tensors, other = load_file(house.model), tmp_path / "model.safetensors"
     first = next(k for k, v in sorted(tensors.items()) if v.ndim == 4)
     narrow = {k: v[:, :1].contiguous() if k == first else v for k, v in tensors.items()}
@@ -354,19 +350,32 @@ def test_a_model_of_another_network_is_refused(
     assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == []
 
 
+def test_interrupted_evaluation_is_one_line_and_ends_with_the_same_numbers(house: House, tmp_path: Path) -> None:
+    argv = house.measure(tmp_path / "partials")
+    peace = house.bench.runner(*argv, program="evaluators")
+    assert peace.code == 0, peace.err
+    wanted = {p.name: p.read_bytes() for p in (tmp_path / "partials").glob("*.parquet")}
+    for at in range(1, len(peace.points) + 1):
+        for name, code in (("INT", 130), ("KILL", -9)):
+            shutil.rmtree(tmp_path / "partials")
+            struck = house.bench.runner(*argv, program="evaluators", at=at, signal=name)
+            assert struck.code == code, struck.err
+            assert "Traceback" not in struck.err
+            if name == "INT":
+                assert struck.err.splitlines()[-1].startswith("interrupted;")
+            assert_nothing_torn(tmp_path)
+            again = house.bench.runner(*argv, program="evaluators")
+            assert again.code == 0, again.err
+            assert {p.name: p.read_bytes() for p in (tmp_path / "partials").glob("*.parquet")} == wanted
+
+
 def test_the_house_publishes_and_a_script_in_a_title_stays_text(
     house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     title = "<script>alert(1)</script>"
-    assert set(read_table(house.scores, _scores()).column("title").to_pylist()) == {title}
+    assert set(read_table(house.scores, SCORES).column("title").to_pylist()) == {title}
     outcome = here(capsys, house.publish(tmp_path / "out"))
     assert outcome.code == 0, outcome.err
     page = (tmp_path / "out/leaderboard.html").read_text()
     assert title not in page
-    assert named("protocols", "scenes-tiny", ProtocolCard).title in page
-
-
-def _scores():  # noqa: ANN202
-    from sis.data.schemas import SCORES
-
-    return SCORES
+    assert "alert(1)" in page

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import (
+from fault_bench import (
     ROOT,
     Bench,
     assert_no_leftovers,
     assert_nothing_torn,
     assert_refused,
     pair_hashes,
-    pixel_hashes,
 )
 
+from sis.data.image_set import pixel_hashes
 from sis.data.manifest import file_sha256, manifest_path
 
 pytestmark = pytest.mark.faults
@@ -115,33 +115,33 @@ def training(bench: Bench) -> Scene:
 
 
 @pytest.mark.slow
-def test_sampling_a_cheap_method_survives_a_kill_at_every_write_point(bench: Bench, tmp_path: Path) -> None:
-    assert sweep(bench, sampling(bench, "palette"), tmp_path, ("before", "after", "torn")) > 80
+def test_sampling_a_cheap_method_survives_a_kill_at_every_write_point(bench: Bench, memory: Path) -> None:
+    assert sweep(bench, sampling(bench, "palette"), memory, ("before", "after", "torn")) > 80
 
 
 @pytest.mark.slow
-def test_sampling_a_network_survives_a_kill_at_every_write_point(bench: Bench, tmp_path: Path) -> None:
-    assert sweep(bench, sampling(bench, "sdm"), tmp_path, ("before", "torn", "last")) > 45
+def test_sampling_a_network_survives_a_kill_at_every_write_point(bench: Bench, memory: Path) -> None:
+    assert sweep(bench, sampling(bench, "sdm"), memory, ("before", "torn", "last")) > 45
 
 
 @pytest.mark.slow
-def test_training_survives_a_kill_at_every_write_point(bench: Bench, tmp_path: Path) -> None:
-    assert sweep(bench, training(bench), tmp_path, ("before", "torn", "last")) > 55
+def test_training_survives_a_kill_at_every_write_point(bench: Bench, memory: Path) -> None:
+    assert sweep(bench, training(bench), memory, ("before", "torn", "last")) > 55
 
 
 @pytest.mark.slow
-def test_preparing_survives_a_kill_at_every_write_point(bench: Bench, tmp_path: Path) -> None:
-    assert sweep(bench, preparing(bench), tmp_path, ("before", "after", "torn")) > 30
+def test_preparing_survives_a_kill_at_every_write_point(bench: Bench, memory: Path) -> None:
+    assert sweep(bench, preparing(bench), memory, ("before", "after", "torn")) > 30
 
 
 @pytest.mark.slow
-def test_importing_survives_a_kill_at_every_write_point(bench: Bench, tmp_path: Path) -> None:
-    assert sweep(bench, importing(bench), tmp_path, ("before", "after", "torn")) > 30
+def test_importing_survives_a_kill_at_every_write_point(bench: Bench, memory: Path) -> None:
+    assert sweep(bench, importing(bench), memory, ("before", "after", "torn")) > 30
 
 
 @pytest.mark.slow
-def test_an_interrupt_at_any_write_point_of_sampling_is_one_line(bench: Bench, tmp_path: Path) -> None:
-    assert sweep(bench, sampling(bench, "palette"), tmp_path, ("before",), signal="INT") > 35
+def test_an_interrupt_at_any_write_point_of_sampling_is_one_line(bench: Bench, memory: Path) -> None:
+    assert sweep(bench, sampling(bench, "palette"), memory, ("before",), signal="INT") > 35
 
 
 def test_a_killed_training_repeats_no_more_than_one_checkpoint_interval(bench: Bench, tmp_path: Path) -> None:

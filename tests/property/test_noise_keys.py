@@ -13,9 +13,7 @@ from torch import Tensor
 
 from sis.diffusion.noise import Noise, philox, philox_rounds
 
-KEYS = st.lists(
-    st.tuples(st.text(min_size=1, max_size=6), st.integers(0, 999)), min_size=1, max_size=8, unique=True
-)
+KEYS = st.lists(st.tuples(st.text(min_size=1, max_size=6), st.integers(0, 999)), min_size=1, max_size=8, unique=True)
 SHAPE = st.sampled_from([(), (1,), (3,), (5,), (3, 4, 4), (2, 3, 5)])
 
 

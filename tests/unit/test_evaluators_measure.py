@@ -185,7 +185,7 @@ def test_one_sample_per_map_leaves_diversity_undefined_under_the_same_id(
     assert ids[0] == ids[1]
     value = {r["metric"]: r for r in tables[0] if r["class_name"] == ""}["ms-ssim"]
     assert value["value"] is None
-    assert value["note"] == "needs 2 samples per label map, this run has 1"
+    assert value["note"] == "1 of 2 samples a map"
 
 
 def test_measuring_does_not_depend_on_shards(world: World, measured: Path) -> None:

@@ -120,7 +120,7 @@ def test_pixels_that_differ_from_their_hash_are_found_even_under_a_fresh_manifes
     write_shard(swapped, tmp_path / "shard-0000.parquet", {"key": "k"})
     assert not shard_is_good(tmp_path / "shard-0000.parquet", "k")
     finish_image_set(tmp_path, ["shard-0000.parquet"], META, RunRecord.start(), {})
-    with pytest.raises(SisError, match="pixels differ from their recorded hash.*val-002 sample 0"):
+    with pytest.raises(SisError, match=r"pixels differ from their recorded hash.*val-002 sample 0"):
         list(ImageSet.open(tmp_path).iter_batches(5))
     with pytest.raises(SisError, match="pixels differ"):
         list(verify_all([tmp_path]))

@@ -29,6 +29,12 @@ def folder(tmp_path: Path) -> Path:
     return place
 
 
+def forge(path: Path, body: dict) -> None:
+    """Write a manifest that is false and yet consistent with itself."""
+    body["digest"] = stable_hash({k: v for k, v in body.items() if k != "digest"}, 64)
+    path.write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
+
+
 def test_a_manifest_says_what_was_written(folder: Path) -> None:
     found = read_manifest(folder, "images")
     assert list(found.files) == ["a.bin", "b.bin"]
@@ -76,16 +82,12 @@ def test_a_missing_manifest_means_a_missing_artefact(tmp_path: Path) -> None:
 def test_no_bit_of_a_manifest_can_flip_unnoticed(folder: Path) -> None:
     path = folder / "manifest.json"
     good = path.read_bytes()
-    meaning = json.loads(good)
     for position in range(len(good)):
         bad = bytearray(good)
         bad[position] ^= 1 << (position % 8)
         path.write_bytes(bad)
-        try:
+        with pytest.raises(SisError):
             read_manifest(folder)
-        except SisError:
-            continue
-        assert json.loads(path.read_bytes()) == meaning, f"byte {position}"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", "{}", '{"files": 3}', '{"files": {"a": 1}}', "\x00\x01"])
@@ -107,8 +109,7 @@ def test_a_manifest_cannot_name_files_outside_its_folder(folder: Path, name: str
     path = folder / "manifest.json"
     body = json.loads(path.read_text())
     body["files"] = {name: {"bytes": 1, "sha256": "00"}}
-    body["digest"] = stable_hash({k: v for k, v in body.items() if k != "digest"}, 64)
-    path.write_text(json.dumps(body))
+    forge(path, body)
     with pytest.raises(SisError, match="unreadable manifest"):
         read_manifest(folder)
 
@@ -118,8 +119,7 @@ def test_another_kind_or_version_is_refused(folder: Path) -> None:
         read_manifest(folder, "pairs")
     path = folder / "manifest.json"
     body = json.loads(path.read_text()) | {"version": 99}
-    body["digest"] = stable_hash({k: v for k, v in body.items() if k != "digest"}, 64)
-    path.write_text(json.dumps(body))
+    forge(path, body)
     with pytest.raises(SisError, match="version 99"):
         read_manifest(folder)
 

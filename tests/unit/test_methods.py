@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from sis.data.manifest import read_manifest
 from sis.data.pairs import PairSet
+from sis.data.tensors import load_tensors
 from sis.errors import SisError
+from sis.methods.build import build_method
 from sis.methods.discovery import method_class, method_info, methods
 from sis.plan import RunSpec
 from sis.project.scaffold import scaffold
-from sis.sampling.python_method import batch_maker, build_method
-from sis.training.state import load_tensors
+from sis.sampling.python_method import batch_maker
 from sis.training.train import compute_prior
 
 Paint = Callable[..., NDArray[np.uint8]]

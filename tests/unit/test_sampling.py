@@ -24,12 +24,13 @@ from sis.data.pairs import PairSet
 from sis.data.provenance import RunRecord
 from sis.diffusion.noise import Noise
 from sis.errors import SisError
+from sis.methods.build import build_method
 from sis.methods.contract import MapBatch
 from sis.plan import RunSpec
 from sis.progress import Progress
 from sis.sampling.foreign import command_line, command_maker, read_folder
 from sis.sampling.ingest import Import, export_pictures, import_folder
-from sis.sampling.python_method import batch_maker, build_method
+from sis.sampling.python_method import batch_maker
 from sis.sampling.run import SampleJob, sample_run
 from sis.sampling.shards import Cut, all_keys, cut, sample_shard
 from sis.training.train import train_model
@@ -158,7 +159,9 @@ class Fake:
         self.sample = answer
 
 
-def shard_of(answer: Callable[[MapBatch, Noise], Any], pairs: Path, folder: Path, count: int = 7, batch: int = 5) -> None:
+def shard_of(
+    answer: Callable[[MapBatch, Noise], Any], pairs: Path, folder: Path, count: int = 7, batch: int = 5
+) -> None:
     opened = PairSet.open(pairs / "val")
     keys = [(i, 0) for i in opened.ids[:count]]
     make = batch_maker(Fake(answer), opened, batch, 0, "cpu")  # type: ignore[arg-type]

@@ -13,23 +13,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sis.config.recipe import Recipe
 from sis.data.decoded import TrainingData
 from sis.data.manifest import read_manifest
 from sis.data.schemas import TRAINING_LOG
 from sis.data.tables import read_table
+from sis.data.tensors import load_tensors
 from sis.errors import SisError
+from sis.methods.build import build_method, load_weights
 from sis.plan import RunSpec
-from sis.sampling.python_method import build_method, load_weights
 from sis.training.loop import TrainBatch, TrainingRun
-from sis.training.recipe import Recipe
-from sis.training.state import load_tensors
 from sis.training.train import compute_prior, train_model
 
 COUNT = 10
 RECIPE = Recipe(steps=12, batch_size=4, learning_rate=0.01, ema=0.8, checkpoint_every=3, warmup=2, weight_decay=0.01)
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Stands for a kill."""
 
 
@@ -45,8 +45,10 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1))
 
 
-def train(folder: Path, *, key: str = "k", stop: int | None = None, recipe: Recipe = RECIPE, seed: int = 0) -> TrainingRun:
-    """Train to the end, or raise Stopped in step `stop`."""
+def train(
+    folder: Path, *, key: str = "k", stop: int | None = None, recipe: Recipe = RECIPE, seed: int = 0
+) -> TrainingRun:
+    """Train to the end, or raise StoppedError in step `stop`."""
     net = network()
     steps = [0]
 
@@ -54,7 +56,7 @@ def train(folder: Path, *, key: str = "k", stop: int | None = None, recipe: Reci
         noise = batch.noise.normal("eps", 0, (3, 8, 8))
         steps[0] += 1
         if stop is not None and steps[0] > stop:
-            raise Stopped
+            raise StoppedError
         return ((net(batch.images + 0.1 * noise) - batch.images) ** 2).flatten(1).mean(1)
 
     run = TrainingRun(folder, key, seed, "cpu", "test")
@@ -75,14 +77,14 @@ def same(one: TrainingRun, two: TrainingRun) -> bool:
 
 @pytest.mark.parametrize("stop", range(12))
 def test_a_run_stopped_anywhere_ends_with_the_same_bits(tmp_path: Path, whole: TrainingRun, stop: int) -> None:
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train(tmp_path, stop=stop)
     assert same(train(tmp_path), whole)
 
 
 def test_a_run_stopped_again_and_again_ends_with_the_same_bits(tmp_path: Path, whole: TrainingRun) -> None:
     for _ in range(3):
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             train(tmp_path, stop=4)
     finished = train(tmp_path, stop=4)  # every attempt saved three more steps: the rest is less than four
     assert same(finished, whole)
@@ -100,7 +102,7 @@ def test_training_twice_gives_the_same_bits_and_another_seed_does_not(tmp_path: 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "no manifest", "empty manifest"])
 def test_a_damaged_state_falls_back_to_the_one_before(tmp_path: Path, whole: TrainingRun, damage: str) -> None:
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train(tmp_path, stop=10)
     states = sorted(tmp_path.glob("state-*.safetensors"))
     assert [p.name for p in states] == ["state-00000006.safetensors", "state-00000009.safetensors"]
@@ -115,15 +117,15 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path: Path, whole: Tra
         sidecar.unlink()
     else:
         sidecar.write_text("")
-    with pytest.raises(Stopped):  # six steps are left, not three
+    with pytest.raises(StoppedError):  # six steps are left, not three
         train(tmp_path, stop=5)
     assert same(train(tmp_path), whole)
 
 
 def test_a_state_of_another_configuration_is_not_used(tmp_path: Path, whole: TrainingRun) -> None:
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train(tmp_path, key="other", stop=10)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train(tmp_path, stop=11)
     assert same(train(tmp_path), whole)
 
@@ -273,7 +275,9 @@ def test_weights_of_another_network_are_refused_by_name(tiny_model: Path, tiny_s
 
 
 def test_unknown_parameters_are_answered_with_the_nearest(tiny_spec: Callable[..., RunSpec]) -> None:
-    with pytest.raises(SisError, match=r"unknown key 'stepps'.*run sdm, fit.*did you mean 'steps'|did you mean 'steps'"):
+    with pytest.raises(
+        SisError, match=r"unknown key 'stepps'.*run sdm, fit.*did you mean 'steps'|did you mean 'steps'"
+    ):
         build_method(tiny_spec("sdm", fit={"stepps": 3}), "cpu", None, None)
     with pytest.raises(SisError, match="guidance"):
         build_method(tiny_spec("sdm", sample={"guidance": 0.5}), "cpu", None, None)
