@@ -133,6 +133,10 @@ class Plan:
     def published(self, name: str) -> str:
         return f"{self.settings.results.rstrip('/')}/{self.experiment.name}/{name}"
 
+    def log(self, stage: str) -> str:
+        """Where a rule without wildcards writes its log."""
+        return f"logs/{stage}/{self.experiment.name}.log"
+
     def protocol(self, name: str) -> ProtocolCard:
         return files.named("protocols", name, ProtocolCard)
 

@@ -30,7 +30,7 @@ class Schedule:
     @property
     def alphas_cumprod(self) -> NDArray[np.float64]:
         """Share of signal variance left at each step, alpha-bar."""
-        return np.cumprod(1.0 - self.betas)
+        return np.concatenate((np.ones(1), self.alphas_cumprod[:-1]))
 
     @property
     def alphas_cumprod_prev(self) -> NDArray[np.float64]:

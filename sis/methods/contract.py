@@ -14,7 +14,7 @@ from sis.config.cards import DatasetCard
 from sis.data.labels import LabelSpace
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from sis.data.decoded import TrainingData
     from sis.data.pairs import PairSet
@@ -77,8 +77,8 @@ class Method:
     EXAMPLE_FIT: ClassVar[dict[str, Any]] = {}
     EXAMPLE_SAMPLE: ClassVar[dict[str, Any]] = {}
 
-    #: The trained network; the harness saves its averaged weights and loads them before sampling.
-    network: nn.Module | None = None
+    #: The trained network, a torch.nn.Module or None; the harness saves its averaged weights and loads them again.
+    network: Any = None
 
     def __init__(self, context: Context, fit: Any, sample: Any) -> None:
         """Keep the context and the validated parameters; `build` makes the network."""

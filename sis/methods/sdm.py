@@ -47,7 +47,6 @@ class SampleParams(StrictModel):
 
 
 class SDM(Method):
-    network: PatchedUNet
     FitParams, SampleParams = FitParams, SampleParams
     EXAMPLE_FIT = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [2], "spade_hidden": 8, "steps": 6,
                    "batch_size": 4, "learning_rate": 0.001, "ema": 0.5, "diffusion_steps": 50}  # fmt: skip

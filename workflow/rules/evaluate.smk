@@ -1,15 +1,17 @@
 rule train_segmenter:
     input:
-        pairs=lambda wildcards: plan.pairs(plan.of_judge(wildcards.judge).dataset, "train"),
+        pairs=lambda wildcards: plan.pairs(
+            plan.of_judge(wildcards.judge).dataset, "train"
+        ),
     output:
         model=plan.segmenter("{judge}"),
-    params:
-        protocol=lambda wildcards: plan.of_judge(wildcards.judge).name,
     log:
         "logs/evaluate/{judge}.log",
-    threads: plan.experiment.threads
     conda:
         "../envs/sis.yaml"
+    threads: plan.experiment.threads
+    params:
+        protocol=lambda wildcards: plan.of_judge(wildcards.judge).name,
     shell:
         "python -m evaluators train-segmenter --protocol {params.protocol} --pairs {input.pairs}"
         " --threads {threads} --out {output.model} 2>&1 | tee {log}"
@@ -17,20 +19,22 @@ rule train_segmenter:
 
 rule measure_reference:
     input:
-        pairs=lambda wildcards: plan.pairs(wildcards.dataset, plan.protocol(wildcards.protocol).reference.split),
+        pairs=lambda wildcards: plan.pairs(
+            wildcards.dataset, plan.protocol(wildcards.protocol).reference.split
+        ),
         segmenter=lambda wildcards: plan.segmenter(plan.judge(wildcards.protocol)),
     output:
         manifest=plan.reference("{dataset}", "{protocol}"),
+    log:
+        "logs/evaluate/{dataset}.{protocol}.reference.log",
+    conda:
+        "../envs/sis.yaml"
+    threads: plan.experiment.threads
     params:
         out=subpath(output.manifest, parent=True),
         # A changed card runs this again; partials that it does not concern are kept in the folder.
         card=lambda wildcards: plan.protocol_hash(wildcards.protocol),
         weights=plan.settings.weights,
-    log:
-        "logs/evaluate/{dataset}.{protocol}.reference.log",
-    threads: plan.experiment.threads
-    conda:
-        "../envs/sis.yaml"
     shell:
         "python -m evaluators measure --protocol {wildcards.protocol} --reference-pairs {input.pairs}"
         " --segmenter {input.segmenter} --weights {params.weights} --threads {threads}"
@@ -40,22 +44,24 @@ rule measure_reference:
 rule measure:
     input:
         images=plan.images("{dataset}", "{run_id}"),
-        pairs=lambda wildcards: plan.pairs(wildcards.dataset, plan.protocol(wildcards.protocol).split),
+        pairs=lambda wildcards: plan.pairs(
+            wildcards.dataset, plan.protocol(wildcards.protocol).split
+        ),
         segmenter=lambda wildcards: plan.segmenter(plan.judge(wildcards.protocol)),
     output:
         manifest=plan.partials("{dataset}", "{run_id}", "{protocol}"),
+    log:
+        "logs/evaluate/{dataset}.{run_id}.{protocol}.measure.log",
+    wildcard_constraints:
+        run_id=plan.pattern(plan.run_ids()),
+    conda:
+        "../envs/sis.yaml"
+    threads: plan.experiment.threads
     params:
         out=subpath(output.manifest, parent=True),
         # A changed card runs this again; partials that it does not concern are kept in the folder.
         card=lambda wildcards: plan.protocol_hash(wildcards.protocol),
         weights=plan.settings.weights,
-    wildcard_constraints:
-        run_id=plan.pattern(plan.run_ids()),
-    log:
-        "logs/evaluate/{dataset}.{run_id}.{protocol}.measure.log",
-    threads: plan.experiment.threads
-    conda:
-        "../envs/sis.yaml"
     shell:
         "python -m evaluators measure --protocol {wildcards.protocol} --images {input.images} --pairs {input.pairs}"
         " --segmenter {input.segmenter} --weights {params.weights} --threads {threads}"
@@ -68,15 +74,15 @@ rule score:
         reference=plan.reference("{dataset}", "{protocol}"),
     output:
         scores=plan.scores("{dataset}", "{run_id}", "{protocol}"),
-    params:
-        card=lambda wildcards: plan.protocol_hash(wildcards.protocol),
-    wildcard_constraints:
-        run_id=plan.pattern(plan.run_ids()),
     log:
         "logs/evaluate/{dataset}.{run_id}.{protocol}.score.log",
-    threads: plan.experiment.threads
+    wildcard_constraints:
+        run_id=plan.pattern(plan.run_ids()),
     conda:
         "../envs/sis.yaml"
+    threads: plan.experiment.threads
+    params:
+        card=lambda wildcards: plan.protocol_hash(wildcards.protocol),
     shell:
         "python -m evaluators score --protocol {wildcards.protocol} --partials {input.partials}"
         " --reference {input.reference} --threads {threads} --out {output.scores} 2>&1 | tee {log}"

@@ -25,14 +25,14 @@ rule publish:
             category="Gallery",
             labels={"sheet": "{sheet}"},
         ),
+    log:
+        plan.log("publish"),
+    conda:
+        "../envs/sis.yaml"
     params:
         out=subpath(output.page, parent=True),
         experiment=plan.experiment.name,
-        artefacts=plan.settings.artefacts,
-    log:
-        f"logs/publish/{params.experiment}.log",
-    conda:
-        "../envs/sis.yaml"
+        artefacts=lambda wildcards: plan.root,
     shell:
         "sis publish --experiment {params.experiment} --artefacts {params.artefacts}"
         " --out {params.out} 2>&1 | tee {log}"

@@ -3,17 +3,17 @@ rule train:
         pairs=plan.pairs("{dataset}", "train"),
     output:
         model=plan.model("{dataset}", "{model}"),
-    params:
-        experiment=plan.experiment.name,
-        run=lambda wildcards: plan.of_model(wildcards.dataset, wildcards.model).name,
     log:
         "logs/train/{dataset}.{model}.log",
+    conda:
+        "../envs/sis.yaml"
     threads: plan.experiment.threads
     resources:
         # Where a job runs is no parameter: another device must not invalidate finished work.
         device=plan.settings.device,
-    conda:
-        "../envs/sis.yaml"
+    params:
+        experiment=plan.experiment.name,
+        run=lambda wildcards: plan.of_model(wildcards.dataset, wildcards.model).name,
     shell:
         "sis train --experiment {params.experiment} --dataset {wildcards.dataset} --run {params.run}"
         " --pairs {input.pairs} --device {resources.device} --out {output.model} 2>&1 | tee {log}"

@@ -23,10 +23,10 @@ rule retrieval:
     output:
         manifest=plan.images("{dataset}", "{run_id}"),
         folder=temp(directory(f"{plan.root}/retrieval/{{dataset}}/{{run_id}}")),
-    wildcard_constraints:
-        run_id=plan.pattern(plan.run_ids(method="retrieval")),
     log:
         "logs/retrieval/{dataset}.{run_id}.log",
+    wildcard_constraints:
+        run_id=plan.pattern(plan.run_ids(method="retrieval")),
     conda:
         "../../envs/sis.yaml"
     shell:
