@@ -30,11 +30,11 @@ class Schedule:
     @property
     def alphas_cumprod(self) -> NDArray[np.float64]:
         """Share of signal variance left at each step, alpha-bar."""
-        return np.concatenate((np.ones(1), self.alphas_cumprod[:-1]))
+        return np.cumprod(1.0 - self.betas, dtype=np.float64)
 
     @property
     def alphas_cumprod_prev(self) -> NDArray[np.float64]:
-        return np.append(1.0, self.alphas_cumprod[:-1])
+        return np.concatenate((np.ones(1), self.alphas_cumprod[:-1]))
 
     @property
     def posterior_variance(self) -> NDArray[np.float64]:
