@@ -75,7 +75,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _explained(error: OSError, path: Path) -> Exception:
+def _explained(error: OSError, path: Path) -> SisError:
     if error.errno in _NO_SPACE:
         free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
         return SisError(
@@ -83,8 +83,6 @@ def _explained(error: OSError, path: Path) -> Exception:
             where=path.parent,
             fix="free disk space or choose another root in config/config.yaml, then run again",
         )
-    if error.errno in _NO_ACCESS:
-        return SisError(
-            f"cannot write {path.name}: {os.strerror(error.errno)}", where=path.parent, fix="check permissions"
-        )
-    return error
+    fix = "check permissions" if error.errno in _NO_ACCESS else "check the folder and its file system"
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return SisError(f"cannot write {path.name}: {reason}", where=path.parent, fix=fix)

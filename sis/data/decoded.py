@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sis.data.atomic import atomic_path
+from sis.data.manifest import read_manifest, write_manifest
 from sis.data.pairs import PairSet
+from sis.data.provenance import RunRecord
+from sis.errors import SisError
 from sis.progress import Progress
 
 _FIELDS = ("images", "labels", "instances")
@@ -37,7 +40,9 @@ class TrainingData:
 def decode_pairs(pairs: PairSet, cache: Path) -> TrainingData:
     """Decode every pair into `cache`, or reuse what an earlier run decoded from the very same pairs."""
     folder = cache / pairs.manifest.digest[:16]
-    if not all((folder / f"{field}.npy").is_file() for field in _FIELDS):
+    try:
+        read_manifest(folder, "decoded")
+    except SisError:  # absent, cut short or altered: the pairs themselves are at hand
         _decode_into(folder, pairs)
     arrays = {field: np.load(folder / f"{field}.npy", mmap_mode="r") for field in _FIELDS}
     return TrainingData(pairs.ids, arrays["images"], arrays["labels"], arrays["instances"])
@@ -45,6 +50,7 @@ def decode_pairs(pairs: PairSet, cache: Path) -> TrainingData:
 
 def _decode_into(folder: Path, pairs: PairSet) -> None:
     n, (h, w) = len(pairs), pairs.size
+    run = RunRecord.start()
     with (
         atomic_path(folder / "images.npy") as images_path,
         atomic_path(folder / "labels.npy") as labels_path,
@@ -62,6 +68,8 @@ def _decode_into(folder: Path, pairs: PairSet) -> None:
             progress.update(1)
         for array in (images, labels, instances):
             array.flush()
+    facts = {"dataset": pairs.dataset, "split": pairs.split, "pairs_digest": pairs.manifest.digest}
+    write_manifest(folder, "decoded", [folder / f"{field}.npy" for field in _FIELDS], facts, run)
 
 
 def _reserve(path: Path) -> None:

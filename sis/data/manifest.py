@@ -17,7 +17,7 @@ from sis.data.provenance import RunRecord
 from sis.errors import SisError, did_you_mean, first_of
 
 VERSION = 1
-ARTEFACTS = ("pairs", "model", "prior", "images", "segmenter", "partials", "scores", "publication")
+ARTEFACTS = ("pairs", "decoded", "model", "prior", "images", "segmenter", "partials", "scores", "publication")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class UNetConfig(StrictModel):
     attention: list[int] = Field(default=[8, 16, 32], description="down-sampling factors with self-attention")
     head_channels: int = Field(default=64, ge=1, description="channels of an attention head")
     spade_hidden: int = Field(default=128, ge=1, description="hidden channels of a SPADE layer")
+    groups: int = Field(default=32, ge=1, description="groups of every group norm; narrow networks want fewer")
     conditioning: Literal["spade", "concat"] = Field(
         default="spade",
         description="label map through SPADE (SDM) or as extra input channels (Table IV, row x)",
@@ -62,13 +63,14 @@ class ResBlock(nn.Module):
         channels_in: int,
         channels: int,
         embedding: int,
+        groups: int,
         resample: Literal["", "up", "down"] = "",
         spade: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
 
         def norm(c: int) -> nn.Module:
-            return SPADE(c, *spade) if spade else AffineNorm(c)
+            return SPADE(c, *spade, groups) if spade else AffineNorm(c, groups)
 
         self.resample = resample
         self.norm1 = norm(channels_in)
@@ -94,10 +96,10 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """Self-attention over all pixels of a level."""
 
-    def __init__(self, channels: int, head_channels: int) -> None:
+    def __init__(self, channels: int, head_channels: int, groups: int) -> None:
         super().__init__()
         self.heads = max(1, channels // head_channels)
-        self.norm = nn.GroupNorm(groups_of(channels), channels, eps=1e-5)
+        self.norm = nn.GroupNorm(groups_of(channels, groups), channels, eps=1e-5)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = _zeroed(nn.Conv2d(channels, channels, 1))
 
@@ -133,7 +135,7 @@ class SDMUNet(nn.Module):
         skips = self._build_encoder(emb)
         self._build_decoder(emb, spade, skips)
         last = width * config.multipliers[0]
-        self.norm = nn.GroupNorm(groups_of(last), last, eps=1e-5)
+        self.norm = nn.GroupNorm(groups_of(last, config.groups), last, eps=1e-5)
         self.head = _zeroed(nn.Conv2d(last, channels * (2 if config.learn_sigma else 1), 3, padding=1))
 
     def _build_encoder(self, emb: int) -> list[int]:
@@ -141,34 +143,36 @@ class SDMUNet(nn.Module):
         self.encoder, skips = nn.ModuleList(), [channels]
         for level, multiplier in enumerate(config.multipliers):
             for _ in range(config.blocks):
-                block = Level([ResBlock(channels, config.width * multiplier, emb)])
+                block = Level([ResBlock(channels, config.width * multiplier, emb, config.groups)])
                 channels = config.width * multiplier
                 if 2**level in config.attention:
-                    block.append(Attention(channels, config.head_channels))
+                    block.append(Attention(channels, config.head_channels, config.groups))
                 self.encoder.append(block)
                 skips.append(channels)
             if level < len(config.multipliers) - 1:
-                self.encoder.append(Level([ResBlock(channels, channels, emb, "down")]))
+                self.encoder.append(Level([ResBlock(channels, channels, emb, config.groups, "down")]))
                 skips.append(channels)
         return skips
 
     def _build_decoder(self, emb: int, spade: tuple[int, int] | None, skips: list[int]) -> None:
         config, channels = self.config, skips[-1]
         middle = (
-            ResBlock(channels, channels, emb, spade=spade),
-            Attention(channels, config.head_channels),
-            ResBlock(channels, channels, emb, spade=spade),
+            ResBlock(channels, channels, emb, config.groups, spade=spade),
+            Attention(channels, config.head_channels, config.groups),
+            ResBlock(channels, channels, emb, config.groups, spade=spade),
         )
         self.middle = Level(middle)
         self.decoder = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(config.multipliers))):
             for index in range(config.blocks + 1):
-                block = Level([ResBlock(channels + skips.pop(), config.width * multiplier, emb, spade=spade)])
+                block = Level(
+                    [ResBlock(channels + skips.pop(), config.width * multiplier, emb, config.groups, spade=spade)]
+                )
                 channels = config.width * multiplier
                 if 2**level in config.attention:
-                    block.append(Attention(channels, config.head_channels))
+                    block.append(Attention(channels, config.head_channels, config.groups))
                 if level and index == config.blocks:
-                    block.append(ResBlock(channels, channels, emb, "up", spade=spade))
+                    block.append(ResBlock(channels, channels, emb, config.groups, "up", spade=spade))
                 self.decoder.append(block)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def groups_of(channels: int, groups: int = 32) -> int:
-    """The largest number of groups up to `groups` that divides `channels` (32 in all published networks)."""
+def groups_of(channels: int, groups: int) -> int:
+    """The largest number of groups up to `groups` that divides `channels`."""
     return next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0)
 
 
@@ -19,9 +19,9 @@ class SPADE(nn.Module):
     map is resized by plain nearest sampling, i.e. the top-left pixel of each cell.
     """
 
-    def __init__(self, channels: int, label_channels: int, hidden: int) -> None:
+    def __init__(self, channels: int, label_channels: int, hidden: int, groups: int = 32) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups_of(channels), channels, eps=1e-5, affine=False)
+        self.norm = nn.GroupNorm(groups_of(channels, groups), channels, eps=1e-5, affine=False)
         self.shared = nn.Conv2d(label_channels, hidden, 3, padding=1)
         self.gamma = nn.Conv2d(hidden, channels, 3, padding=1)
         self.beta = nn.Conv2d(hidden, channels, 3, padding=1)
@@ -35,9 +35,9 @@ class SPADE(nn.Module):
 class AffineNorm(nn.Module):
     """Ordinary group norm with the call signature of SPADE; the label map is not used."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int = 32) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups_of(channels), channels, eps=1e-5)
+        self.norm = nn.GroupNorm(groups_of(channels, groups), channels, eps=1e-5)
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         """Normalise features `(b, c, h, w)`."""

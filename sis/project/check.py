@@ -125,10 +125,11 @@ def _workshop(info: MethodInfo) -> Iterator[Callable[[str, int], dict[tuple[str,
     """A temporary folder with tiny pairs and, where needed, a tiny trained model; yields a function that samples."""
     from sis.data.image_set import pixel_hashes
     from sis.data.prepare import data_root, prepare
+    from sis.device import prepare_device
     from sis.sampling.run import SampleJob, sample_run
     from sis.training.train import compute_prior, train_model
 
-    spec = example_spec(info)
+    spec, device = example_spec(info), prepare_device("cpu", threads=1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for split in ("train", "val"):
@@ -136,13 +137,13 @@ def _workshop(info: MethodInfo) -> Iterator[Callable[[str, int], dict[tuple[str,
         model = prior = None
         if info.trains:
             model = folder / "model.safetensors"
-            train_model(spec, folder / "train", model, "cpu")
+            train_model(spec, folder / "train", model, device)
         if info.has_prior:
             prior = folder / "prior.safetensors"
-            compute_prior(spec, folder / "train", prior, "cpu")
+            compute_prior(spec, folder / "train", prior, device)
 
         def make(label: str, shards: int) -> dict[tuple[str, int], str]:
-            job = SampleJob(spec, folder / "val", folder / label, model, prior, "cpu", shards)
+            job = SampleJob(spec, folder / "val", folder / label, model, prior, device, shards)
             with _untouched_randomness(info):
                 sample_run(job)
             return pixel_hashes(folder / label)

@@ -108,7 +108,7 @@ def test_spade_with_silent_convolutions_is_a_plain_group_norm() -> None:
 
 @pytest.mark.parametrize(("channels", "groups"), [(256, 32), (32, 32), (8, 8), (48, 24), (7, 7), (33, 11), (1, 1)])
 def test_the_number_of_groups_divides_the_channels(channels: int, groups: int) -> None:
-    assert groups_of(channels) == groups
+    assert groups_of(channels, 32) == groups
 
 
 @pytest.mark.parametrize("learn_sigma", [True, False])
@@ -141,3 +141,14 @@ def test_time_embeddings_begin_with_cosines() -> None:
     assert found[1, 0].item() == pytest.approx(math.cos(3)) and found[1, 4].item() == pytest.approx(math.sin(3))
     assert found[1, 7].item() == pytest.approx(math.sin(3 * 10000**-0.75))
     assert timestep_embedding(torch.tensor([5]), 7).shape == (1, 7)
+
+
+def test_fewer_groups_change_the_norms_and_not_the_parameters() -> None:
+    def network(groups: int) -> SDMUNet:
+        config = UNetConfig(width=8, multipliers=[1, 2], blocks=1, attention=[2], spade_hidden=4, groups=groups)
+        return SDMUNet(config, 3, LABELS)
+
+    few, many = network(4), network(32)
+    assert {k: v.shape for k, v in few.state_dict().items()} == {k: v.shape for k, v in many.state_dict().items()}
+    norms = [m for m in few.modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert norms and all(m.num_groups == 4 for m in norms)
