@@ -3,6 +3,7 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
+from sis.errors import refusing_in_one_line
 from sis.plan import load_plan
 
 min_version("9.0")
@@ -11,7 +12,8 @@ min_version("9.0")
 shell.prefix(f'set -euo pipefail; export PATH="{Path(sys.executable).parent}:$PATH"; ')
 
 # Settings come from config/config.yaml, read strictly; `snakemake --config key=value` overrides them.
-plan = load_plan(overrides=config)
+with refusing_in_one_line():
+    plan = load_plan(overrides=config)
 
 
 report: "workflow/report/workflow.rst"

@@ -72,7 +72,7 @@ def measure(
         "images": source.meta,
     }
     earlier = _earlier(out)
-    done = _kept(earlier, keys)
+    done = _kept(out, keys)
     missing = [m for m in metrics if m.stem not in done]
     if missing:
         done |= _one_pass(source, card, networks, missing, progress)
@@ -144,12 +144,20 @@ def _earlier(out: Path) -> Manifest | None:
         return None
 
 
-def _kept(earlier: Manifest | None, keys: dict[str, str]) -> dict[str, Partial]:
-    """Earlier partials that are still right."""
-    if earlier is None:
-        return {}
-    same = [stem for stem, key in keys.items() if earlier.meta["keys"].get(stem) == key]
-    return {stem: load_partial(earlier.folder / f"{stem}.parquet")[0] for stem in same}
+def _kept(out: Path, keys: dict[str, str]) -> dict[str, Partial]:
+    """Earlier partials that are still right, by the key and the content hash in each file.
+
+    The manifest is not asked: the workflow engine deletes it, a declared output, before it repeats the job.
+    """
+    kept: dict[str, Partial] = {}
+    for stem, key in keys.items():
+        try:
+            rows, metadata = load_partial(out / f"{stem}.parquet")
+        except SisError:
+            continue
+        if metadata.get("key") == key:
+            kept[stem] = rows
+    return kept
 
 
 @dataclass

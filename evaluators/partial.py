@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -83,7 +85,16 @@ def save_partial(rows: Partial, path: Path, metadata: dict) -> None:
     for name, column in rows.columns.items():
         flat = pa.array(column.reshape(-1), _TYPES[column.dtype.name])
         arrays.append(pa.FixedSizeListArray.from_arrays(flat, schema.field(name).type.list_size))
-    write_table(pa.Table.from_arrays(arrays, schema=schema), path, schema, {**metadata, "columns": layout})
+    facts = {**metadata, "columns": layout, "content_sha256": content_sha256(rows)}
+    write_table(pa.Table.from_arrays(arrays, schema=schema), path, schema, facts)
+
+
+def content_sha256(rows: Partial) -> str:
+    """The sha256 of keys and numbers, independent of how a file stores them."""
+    digest = hashlib.sha256(json.dumps([rows.image_ids, rows.sample_indices.tolist(), sorted(rows.columns)]).encode())
+    for name in sorted(rows.columns):
+        digest.update(np.ascontiguousarray(rows.columns[name]).tobytes())
+    return digest.hexdigest()
 
 
 def load_partial(path: Path) -> tuple[Partial, dict]:
@@ -98,7 +109,10 @@ def load_partial(path: Path) -> tuple[Partial, dict]:
         flat = table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
         columns[name] = flat.reshape(len(table), *kind["shape"])
     ids = table.column("image_id").to_pylist()
-    return partial(ids, table.column("sample_index").to_numpy(), **columns), metadata
+    rows = partial(ids, table.column("sample_index").to_numpy(), **columns)
+    if content_sha256(rows) != metadata.get("content_sha256"):
+        raise SisError("the numbers of this partial were altered", where=path, fix="delete it and measure again")
+    return rows, metadata
 
 
 def _schema(layout: dict) -> pa.Schema:

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class SisError(Exception):
@@ -33,3 +36,15 @@ def first_of(names: Iterable[object], limit: int = 5) -> str:
     every = [str(n) for n in names]
     rest = f" and {len(every) - limit} more" if len(every) > limit else ""
     return ", ".join(every[:limit]) + rest
+
+
+@contextmanager
+def refusing_in_one_line() -> Iterator[None]:
+    """Turn a SisError into one line on stderr and end the process, where a host program would print a traceback."""
+    try:
+        yield
+    except SisError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.flush()
+        # Snakemake catches SystemExit and reports it as its own failure; nothing has been started yet.
+        os._exit(error.exit_code)
