@@ -23,13 +23,19 @@ from sis.training.state import StateFolder
 
 
 def train_model(spec: RunSpec, pairs_folder: Path, out: Path, device: str) -> Manifest:
-    """Train the model of a run; `out` is its final safetensors, states live in `work/` beside it until then."""
+    """Train the model of a run; `out` is its final safetensors, states live in `work/` beside it until then.
+
+    A model that is there already, whole and of the very same training, is kept.
+    """
     if not spec.method.trains:
         raise SisError(f"method {spec.method.name} does not train")
     run = RunRecord.start(seeds={"training": spec.seed}, device=device)
     pairs = _training_pairs(spec, pairs_folder)
-    method = build_method(spec, device, None, None)
     key = stable_hash([spec.model_id, pairs.manifest.digest, device], 16)
+    finished = _finished(out, key)
+    if finished is not None:
+        return finished
+    method = build_method(spec, device, None, None)
     training = TrainingRun(out.parent / "work", key, spec.seed, device, f"{spec.dataset.name}/{spec.model_id}")
     method.fit(_decoded(pairs, pairs_folder), training)
     log = pa.Table.from_pylist(training.log, schema=TRAINING_LOG)
@@ -38,6 +44,7 @@ def train_model(spec: RunSpec, pairs_folder: Path, out: Path, device: str) -> Ma
     facts = {
         "method": spec.method.name,
         "model_id": spec.model_id,
+        "key": key,
         "dataset": spec.dataset.name,
         "fit": method.fit_params.model_dump(),
         "label_width": pairs.labels.width,
@@ -49,6 +56,15 @@ def train_model(spec: RunSpec, pairs_folder: Path, out: Path, device: str) -> Ma
     StateFolder(training.folder, key).clear()
     remove_leftovers(out.parent)
     return read_manifest(out, "model")
+
+
+def _finished(out: Path, key: str) -> Manifest | None:
+    """The whole model of this very training, if it is there already."""
+    try:
+        manifest = read_manifest(out, "model")
+    except SisError:
+        return None
+    return manifest if manifest.meta.get("key") == key else None
 
 
 def compute_prior(spec: RunSpec, pairs_folder: Path, out: Path, device: str) -> Manifest:

@@ -308,3 +308,18 @@ def test_methods_that_do_not_train_or_have_no_prior_say_so(
         train_model(tiny_spec("palette"), tiny_pairs / "train", tmp_path / "m.safetensors", "cpu")
     with pytest.raises(SisError, match="sdm has no prior"):
         compute_prior(tiny_spec("sdm"), tiny_pairs / "train", tmp_path / "p.safetensors", "cpu")
+
+
+def test_a_finished_model_is_not_trained_again(
+    tiny_pairs: Path, tiny_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    out = tmp_path / "model.safetensors"
+    train_model(tiny_spec(), tiny_pairs / "train", out, "cpu")
+    first = out.stat().st_mtime_ns
+    train_model(tiny_spec(), tiny_pairs / "train", out, "cpu")
+    assert out.stat().st_mtime_ns == first
+    content = bytearray(out.read_bytes())
+    content[-1] ^= 1
+    out.write_bytes(bytes(content))
+    train_model(tiny_spec(), tiny_pairs / "train", out, "cpu")
+    assert out.stat().st_mtime_ns != first and read_manifest(out, "model").artefact == "model"
