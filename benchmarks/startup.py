@@ -6,11 +6,14 @@ Run: python benchmarks/startup.py [EXPERIMENT]     (median of five, seconds of w
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+ENVIRONMENT = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
 COMMANDS = {
     "sis --help": ["sis", "--help"],
     "sis list": ["sis", "list"],
@@ -21,7 +24,7 @@ COMMANDS = {
 
 def seconds(command: list[str]) -> float:
     began = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - began
 
 

@@ -9,8 +9,9 @@ import pandas as pd
 
 from sis.config.files import project_root
 from sis.data.image_set import ImageSet
-from sis.data.manifest import read_manifest
+from sis.data.manifest import read_manifest, write_manifest
 from sis.data.pairs import PairSet
+from sis.data.provenance import RunRecord
 from sis.plan import Plan, load_plan
 from sis.publish.context import DatasetPublish, PublishContext, StageTiming
 from sis.publish.publish import publish
@@ -18,6 +19,7 @@ from sis.publish.publish import publish
 
 def publish_experiment(experiment: str, artefacts: str, out: Path) -> list[Path]:
     """Write tables, gallery and leaderboard of an experiment whose scores are all there; returns the files."""
+    run = RunRecord.start()
     plan = load_plan({"artefacts": artefacts}, experiment=experiment)
     scores = [Path(path) for path in plan.all_scores()]
     protocols: dict[str, dict[str, object]] = {}
@@ -33,7 +35,10 @@ def publish_experiment(experiment: str, artefacts: str, out: Path) -> list[Path]
         protocols=protocols,
         published=_published(plan),
     )
-    return publish(scores, out, context)
+    files = publish(scores, out, context)
+    facts = {"experiment": plan.experiment.name, "protocols": sorted(protocols)}
+    write_manifest(out, "publication", [f for f in files if f.parent == out], facts, run)
+    return [*files, out / "manifest.json"]
 
 
 def _pictures(plan: Plan, dataset: str) -> DatasetPublish:

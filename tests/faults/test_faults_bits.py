@@ -216,7 +216,7 @@ def test_a_damaged_shard_never_counts_as_finished(house: House, tmp_path: Path) 
 @pytest.mark.slow
 def test_a_flipped_bit_in_a_finished_batch_costs_one_batch(bench: Bench, tmp_path: Path) -> None:
     argv, wanted, rng = bench.sample(tmp_path / "out"), pixel_hashes(bench.images()), random.Random(2)
-    stored = tmp_path / "out/work/shard-0000/batch-00000.parquet"
+    stored = tmp_path / "out" / "work" / "shard-0000" / "batch-00000.parquet"
     for _ in range(12):
         assert bench.runner(*argv, at=10).code == -9
         damaged = bytearray(stored.read_bytes())

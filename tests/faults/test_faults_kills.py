@@ -206,7 +206,7 @@ def test_a_real_command_line_is_stopped_by_a_signal_and_resumes(
     with subprocess.Popen(
         [sys.executable, "-m", "sis", *argv], cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts
     ) as process:
-        _wait_for(tmp_path / "out/work/shard-0000/batch-00000.parquet", process)
+        _wait_for(tmp_path / "out" / "work" / "shard-0000" / "batch-00000.parquet", process)
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == code, err

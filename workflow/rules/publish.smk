@@ -11,6 +11,7 @@ rule publish:
             category="Leaderboard",
         ),
         data=plan.published("leaderboard.json"),
+        manifest=plan.published("manifest.json"),
         tables=report(
             directory(plan.published("tables")),
             patterns=["{table}.md", "{table}.csv"],
