@@ -81,7 +81,8 @@ def command_maker(card: MethodCard, pairs: PairSet, work: Path, seed: int) -> Ma
     """
 
     def make(keys: list[Key]) -> NDArray[np.uint8]:
-        folder = work / stable_hash(keys)
+        # Absolute, because the program runs in the project's folder, wherever this command was typed.
+        folder = work.resolve() / stable_hash(keys)
         shutil.rmtree(folder, ignore_errors=True)
         labels, out, ids = folder / "labels", folder / "out", folder / "ids.txt"
         labels.mkdir(parents=True)

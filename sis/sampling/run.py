@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sis.config.files import project_root
 from sis.data.image_set import ImageSetMeta, finish_image_set, shard_is_good
 from sis.data.manifest import Manifest, read_manifest, stable_hash
 from sis.data.pairs import PairSet
@@ -71,7 +72,7 @@ def _maker(job: SampleJob, pairs: PairSet, keys: list[tuple[str, int]]) -> MakeB
     spec = job.spec
     card = spec.method.card
     if spec.method.kind == "images" and card is not None:
-        return folder_maker(Path(spec.folder), card.pattern, keys, pairs.size)
+        return folder_maker(project_root() / spec.folder, card.pattern, keys, pairs.size)
     if spec.method.kind == "command" and card is not None:
         return command_maker(card, pairs, job.out / "work" / "command", spec.sample_seed)
     if spec.method.kind != "python":

@@ -172,3 +172,12 @@ def test_the_example_program_runs_as_a_method(tiny_pairs: Path, tiny_spec: Spec,
     manifest = sample_run(SampleJob(spec, tiny_pairs / "val", tmp_path / "out"))
     assert manifest is not None and manifest.meta["kind"] == "command" and manifest.meta["rows"] == 32
     assert read_manifest(tmp_path / "out", "images").digest == manifest.digest
+
+
+def test_a_program_finds_its_files_from_any_folder(
+    tiny_pairs: Path, tiny_spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny_spec("segment_noise")
+    monkeypatch.chdir(tmp_path)  # a relative path means another place for the program, which runs in the project
+    manifest = sample_run(SampleJob(spec, tiny_pairs / "val", Path("set")))
+    assert manifest is not None and manifest.meta["rows"] == 32
