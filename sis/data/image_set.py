@@ -139,7 +139,7 @@ class ImageSet:
     def iter_batches(self, batch_size: int) -> Iterator[ImageBatch]:
         """Yield all images in the order of the shards; raises SisError on any picture that changed."""
         for path in self.manifest.paths():
-            read_schema_once(path)
+            _check_schema(path)
             for record in pq.ParquetFile(path).iter_batches(batch_size):
                 rows = record.to_pylist()
                 images = np.stack([_decode(row, path) for row in rows])
@@ -167,7 +167,7 @@ class ImageSet:
             self._where.update({key: (path, i) for i, key in enumerate(pairs)})
 
 
-def read_schema_once(path: Path) -> None:
+def _check_schema(path: Path) -> None:
     """Check a shard's schema without reading its rows."""
     read_table(path, IMAGES, columns=[])
 
