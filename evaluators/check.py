@@ -60,12 +60,14 @@ class _Bench:
     def batches(self, seed: int, quality: float = 0.5, maps: int = _MAPS) -> list[Batch]:
         """One batch a label map. quality: share of right pixels, of likeness to the reference, of difference."""
         rng = np.random.default_rng(seed)
-        ids = np.array([*self.labels.evaluated_ids, self.labels.void], np.uint8)
+        void = self.labels.void
+        assert void is not None  # the built-in table has one
+        ids = np.array([*self.labels.evaluated_ids, void], np.uint8)
         count = self.source.module.samples(self.card)
         found = []
         for i in range(maps):
             labels = rng.choice(ids, (count, _SIDE, _SIDE))
-            right = (rng.random(labels.shape) < quality) & (labels != self.labels.void)
+            right = (rng.random(labels.shape) < quality) & (labels != void)
             predicted = np.where(right, labels, rng.choice(ids[:-1], labels.shape)).astype(np.uint8)
             same = rng.integers(0, 256, (1, _SIDE, _SIDE, 3))
             other = rng.integers(0, 256, (count, _SIDE, _SIDE, 3))

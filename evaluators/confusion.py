@@ -19,7 +19,8 @@ def confusions(labels: NDArray[np.uint8], predicted: NDArray[np.uint8], space: L
         predicted: `(b, h, w)` ids among `space.evaluated_ids`, else SisError.
 
     Returns:
-        `(b, c, c)` over the evaluated classes in order of id; rows are labels, columns predictions.
+        `(b, c, c)` over the evaluated classes in the order of the segmenters' ids; rows are
+        labels, columns predictions.
     """
     ids = space.evaluated_ids
     c = len(ids)

@@ -45,6 +45,13 @@ class Source:
     batches: Callable[[int], Iterator[Batch]]
 
 
+def pairs_sha256(pairs: PairSet, count: int | None = None) -> str:
+    """One hash of what the first `count` pairs show: stored pixels, and how they come to size if they are larger."""
+    content = content_sha256(pairs.manifest, PAIRS, PAIR_CONTENT, count)
+    how = [pairs.manifest.meta["prepare"], list(pairs.size)]
+    return stable_hash([content, *how], 64) if pairs.augmented else content
+
+
 def content_sha256(manifest: Manifest, schema: pa.Schema, columns: list[str], count: int | None = None) -> str:
     """One hash of ids and pixel hashes (the first `count` rows by id), however the files were written or cut."""
     tables = [read_table(path, schema, columns=columns) for path in manifest.paths()]
@@ -69,7 +76,7 @@ def open_images(images_folder: Path, pairs_folder: Path, card: ProtocolCard) -> 
     return Source(
         kind="images",
         digest=content_sha256(images.manifest, IMAGES, ["image_id", "sample_index", "pixel_sha256"]),
-        pairs_sha256=content_sha256(pairs.manifest, PAIRS, PAIR_CONTENT),
+        pairs_sha256=pairs_sha256(pairs),
         maps=len(pairs),
         samples=images.meta["samples_per_map"],
         rows=images.rows,
@@ -94,7 +101,7 @@ def open_reference(pairs_folder: Path, card: ProtocolCard) -> Source:
             ids, images = [p.image_id for p in chosen], np.stack([p.image for p in chosen])
             yield Batch(ids, [0] * len(ids), images, np.stack([p.label for p in chosen]))
 
-    digest = content_sha256(pairs.manifest, PAIRS, PAIR_CONTENT, count)
+    digest = pairs_sha256(pairs, count)
     return Source(
         kind="reference",
         digest=digest,

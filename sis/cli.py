@@ -73,7 +73,8 @@ def _stage_commands(commands: _Commands) -> None:
     prepare = _command(commands, "prepare", _prepare, "stage 1: turn raw data into verified pair shards")
     prepare.add_argument("--dataset", required=True, help="name or card of the dataset")
     prepare.add_argument("--split", required=True, help="split of the dataset")
-    prepare.add_argument("--data", default="data", help="root of the raw datasets (default: data)")
+    prepare.add_argument("--root", type=Path, help="the dataset's folder (default: by config/config.yaml)")
+    prepare.add_argument("--workers", type=int, default=0, help="processes (default: one a core)")
     prepare.add_argument("--out", required=True, type=Path, help="folder of the pairs (or its manifest)")
 
     train = _command(commands, "train", _train, "stage 2: train the model of a run")
@@ -150,11 +151,13 @@ def _folder(path: Path) -> Path:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from sis.config.files import dataset_card
-    from sis.data.prepare import data_root, prepare
+    from sis.config.files import dataset_card, dataset_root, settings
+    from sis.data.parallel import available_cores
+    from sis.data.prepare import prepare
 
     card = dataset_card(arguments.dataset)
-    prepare(card, arguments.split, data_root(arguments.data), _folder(arguments.out))
+    root = arguments.root or dataset_root(card, settings())
+    prepare(card, arguments.split, root, _folder(arguments.out), arguments.workers or available_cores())
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -42,7 +42,7 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         # What a model is made of: everything that decides its weights on one machine.
-        base = [self.method.name, self.method.version, self.dataset.model_dump(), self.threads]
+        base = [self.method.name, self.method.version, self.dataset.identity(), self.threads]
         model = stable_hash([*base, self.fit, self.seed])
         object.__setattr__(self, "model_id", f"{self.method.name}-{model}" if self.method.trains else "")
         object.__setattr__(self, "prior_id", f"{self.method.name}-{model}" if self.method.has_prior else "")
@@ -71,6 +71,27 @@ class Plan:
     def pairs(self, dataset: str, split: str) -> str:
         return f"{self.root}/pairs/{dataset}/{split}/manifest.json"
 
+    def splits(self, dataset: str) -> list[str]:
+        """All splits of a dataset."""
+        return [self.pairs(dataset, split) for split in files.dataset_card(dataset).splits]
+
+    def dataset_card(self, dataset: str) -> str:
+        return f"{self.root}/datasets/{dataset}/card.md"
+
+    def dataset_table(self, dataset: str) -> str:
+        return f"{self.root}/datasets/{dataset}/card.parquet"
+
+    def dataset_picture(self, dataset: str) -> str:
+        return f"{self.root}/datasets/{dataset}/pairs.png"
+
+    def data_root(self, dataset: str) -> str:
+        return str(files.dataset_root(files.dataset_card(dataset), self.settings))
+
+    def prepared(self) -> list[str]:
+        """What `snakemake prepare` makes: the cards of the chosen datasets, for which their splits are verified."""
+        chosen = self.settings.prepare or list(self.experiment.datasets)
+        return [self.dataset_card(files.dataset_card(name).name) for name in chosen]
+
     def model(self, dataset: str, model_id: str) -> str:
         return f"{self.root}/models/{dataset}/{model_id}/model.safetensors"
 
@@ -83,7 +104,7 @@ class Plan:
     def judge(self, protocol: str) -> str:
         """Id of a protocol's segmenter: what it is trained on and how."""
         card = self.protocol(protocol)
-        made_of = [files.dataset_card(card.dataset).model_dump(), card.segmenter.model_dump()]
+        made_of = [files.dataset_card(card.dataset).identity(), card.segmenter.model_dump()]
         return f"{card.segmenter.name}-{stable_hash(made_of)}"
 
     def segmenter(self, judge: str) -> str:
@@ -187,6 +208,9 @@ class Plan:
         }
         return [self.pairs(*pair) for pair in sorted(splits)]
 
+    def all_dataset_cards(self) -> list[str]:
+        return [self.dataset_card(d) for d in self.experiment.datasets]
+
     def artefacts(self) -> list[tuple[str, str]]:
         """(stage, path) of every artefact with a run record, in the order of the stages."""
         models = {("train", self.model(s.dataset.name, s.model_id)) for s in self.runs if s.model_id}
@@ -241,6 +265,12 @@ def _spec(
         where = f"config/experiments/{chosen.name}.yaml, run {name}"
         raise SisError(f"no method called {run.method!r}", where=where, fix=did_you_mean(run.method, known))
     method = known[run.method]
+    if method.needs_photographs and not card.splits[protocol.split].photographs:
+        raise SisError(
+            f"run {name!r} shows real photographs, {card.name}/{protocol.split} has none",
+            where=f"config/experiments/{chosen.name}.yaml",
+            fix="leave it out, or name the `datasets:` that it runs on",
+        )
     samples = run.samples_per_map or (1 if method.deterministic else chosen.samples_per_map)
     return RunSpec(
         card, protocol, name, method, run.title or method.title, run.fit, run.sample, run.seed, chosen.sample_seed,

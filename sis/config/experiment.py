@@ -56,6 +56,10 @@ class Settings(StrictModel):
     experiment: Name = Field(default="demo", description="which experiment: a file of config/experiments")
     artefacts: str = Field(default="artefacts", description="root of everything between the stages; may be large")
     results: str = Field(default="results", description="root of published tables and pages")
-    data: str = Field(default="data", description="root of the raw datasets")
+    data: str = Field(default="data", description="root of the raw datasets, a folder for each")
+    roots: dict[Name, str] = Field(default={}, description="folders of single datasets that lie elsewhere")
+    prepare: list[Name] = Field(
+        default=[], description="datasets that `snakemake prepare` prepares; empty: those of the experiment"
+    )
     weights: str = Field(default="weights", description="folder with external weight files")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")

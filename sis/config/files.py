@@ -7,13 +7,13 @@ import functools
 import shlex
 import string
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from sis.config.cards import DatasetCard, MethodCard
 from sis.config.experiment import Experiment, Settings
-from sis.config.strict_yaml import load_model
+from sis.config.strict_yaml import load_model, load_yaml, validate
 from sis.data.labels import LabelSpace
 from sis.errors import SisError, did_you_mean
 
@@ -73,13 +73,61 @@ def experiment(name: str) -> Experiment:
 
 
 def dataset_card(name: str) -> DatasetCard:
-    """A dataset's card by name or file."""
-    return named("datasets", name, DatasetCard)
+    """A dataset's card by name or file, filled in from the card that it is `like`.
+
+    Raises SisError for circles, and for split counts that differ from that card's without `subset:`.
+    """
+    path = config_file("datasets", name)
+    data, lines, base = _card_data(path, ())
+    card = validate(DatasetCard, data, path, lines)
+    if card.name != path.stem:
+        raise SisError(f"name: {card.name!r} differs from the file's name {path.stem!r}", where=path)
+    if base and not card.subset and card.prepare.fidelity == "paper":
+        for split, facts in base.get("splits", {}).items():
+            if card.splits[split].count != facts["count"]:
+                raise SisError(
+                    f"split {split} has {card.splits[split].count} pairs, {card.like} has {facts['count']}",
+                    where=path,
+                    fix="a part of a dataset says so: give `subset:` and end the name in it",
+                )
+    return card
 
 
-def label_space(name: str) -> LabelSpace:
-    """A label table by name."""
-    return named("labels", name, LabelSpace)
+def _card_data(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict, dict[str, Any]]:
+    """A card's data with those of its ancestors filled in, its own line numbers, and its parent's data."""
+    if path in seen:
+        raise SisError("this card is like itself", where=path, fix="end the circle of `like:`")
+    data, lines = load_yaml(path)
+    if not isinstance(data, dict):
+        raise SisError("the file must hold a mapping of keys to values", where=path)
+    base: dict[str, Any] = {}
+    if isinstance(data.get("like"), str) and data["like"]:
+        base = _card_data(config_file("datasets", data["like"]), (*seen, path))[0]
+        inherited = {k: v for k, v in base.items() if k not in ("name", "like", "subset")}
+        # Its raw files lie where the other's lie, unless it says otherwise.
+        inherited.setdefault("root", base["name"])
+        data = _filled(inherited, data)
+    if isinstance(data.get("labels"), dict):
+        data["labels"] = {"name": data.get("name"), **data["labels"]}
+    return data, lines, base
+
+
+def _filled(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`own` over `base`, section by section."""
+    both = {k: _filled(base[k], own[k]) for k in own if isinstance(own[k], dict) and isinstance(base.get(k), dict)}
+    return {**base, **own, **both}
+
+
+def label_space(labels: str | LabelSpace) -> LabelSpace:
+    """A label table by name; a table that a card holds itself is taken as it is."""
+    return labels if isinstance(labels, LabelSpace) else named("labels", labels, LabelSpace)
+
+
+def dataset_root(card: DatasetCard, site: Settings) -> Path:
+    """The folder with a dataset's raw files; relative paths start at the project's root."""
+    chosen = site.roots.get(card.name) or site.roots.get(card.root) or f"{site.data}/{card.root or card.name}"
+    path = Path(chosen).expanduser()
+    return path if path.is_absolute() else project_root() / path
 
 
 def method_card(path: Path) -> MethodCard:

@@ -6,59 +6,51 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from sis.config.cards import Preparation
 from sis.data.images import decode_png, encode_png, pixel_sha256
 from sis.data.labels import LabelSpace
 from sis.data.manifest import Manifest, read_manifest
+from sis.data.pair import Origin, Pair
+from sis.data.policies import Policy, policy_of
 from sis.data.schemas import PAIRS
 from sis.data.tables import read_table, table_metadata
 from sis.errors import SisError, did_you_mean
 
-#: Rows that are decoded together on random access.
-ROW_GROUP = 50
-_CACHED_GROUPS = 8
+#: Rows that are read together on random access.
+ROW_GROUP = 20
+_CACHED_GROUPS = 4
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A label map and its photograph.
-
-    image: uint8 `(h, w, 3)`; label: uint8 `(h, w)` stored ids; instance: uint16 `(h, w)`, 0 for stuff;
-    reference_id: image id (in the train split) of a photograph of the same style.
-    """
-
-    image_id: str
-    image: NDArray[np.uint8]
-    label: NDArray[np.uint8]
-    instance: NDArray[np.uint16]
-    reference_id: str
-
-
-def pairs_table(pairs: list[Pair]) -> pa.Table:
-    """Encode pairs as the rows of a shard."""
-    return pa.Table.from_pylist([_row(pair) for pair in pairs], schema=PAIRS)
-
-
-def _row(pair: Pair) -> dict:
+def pair_row(pair: Pair, size: tuple[int, int]) -> dict:
+    """Encode a pair as a row of a shard; `size` is the dataset's (height, width)."""
+    origin, photo = pair.origin, pair.photograph
     height, width = pair.label.shape
     return {
         "image_id": pair.image_id,
-        "width": width,
-        "height": height,
+        "width": size[1],
+        "height": size[0],
         "reference_id": pair.reference_id,
-        "pixel_sha256": pixel_sha256(pair.image),
+        "pixel_sha256": "" if photo is None else pixel_sha256(photo),
         "label_sha256": pixel_sha256(pair.label),
-        "image": {"bytes": encode_png(pair.image), "path": f"{pair.image_id}.png"},
-        "label": {"bytes": encode_png(pair.label), "path": f"{pair.image_id}.png"},
-        "instance": {"bytes": encode_png(pair.instance), "path": f"{pair.image_id}.png"},
+        "source_width": origin.width if origin else width,
+        "source_height": origin.height if origin else height,
+        "source_mode": origin.mode if origin else "",
+        "source_sha256": origin.sha256 if origin else "" if photo is None else pixel_sha256(photo),
+        "image": _picture(photo, pair.image_id),
+        "label": _picture(pair.label, pair.image_id),
+        "instance": _picture(pair.instance, pair.image_id),
+        "source_label": _picture(pair.source_label, pair.image_id),
     }
+
+
+def _picture(array: NDArray | None, image_id: str) -> dict | None:
+    return None if array is None else {"bytes": encode_png(array), "path": f"{image_id}.png"}
 
 
 class PairSet:
@@ -71,6 +63,11 @@ class PairSet:
         self.size: tuple[int, int] = (height, width)
         self.dataset: str = manifest.meta["dataset"]
         self.split: str = manifest.meta["split"]
+        self.policy: Policy = policy_of(Preparation.model_validate(manifest.meta["prepare"]), self.size, self.labels)
+        #: Whether pictures are stored larger than `size`, for the training loader to cut from.
+        self.augmented: bool = manifest.meta["augmented"]
+        #: Whether instance edges are an input of the methods.
+        self.edges: bool = manifest.meta["edges"]
         self._shards = manifest.paths()
         self._files = [pq.ParquetFile(p, page_checksum_verification=True) for p in self._shards]
         self.ids: list[str] = []
@@ -93,10 +90,24 @@ class PairSet:
         return (self.get(i) for i in range(len(self)))
 
     def get(self, index: int) -> Pair:
-        """The pair at `index` (0-based). Raises SisError when its pixels differ from their recorded hash."""
+        """The pair at `index` (0-based) at the dataset's size.
+
+        Raises SisError when its pixels differ from their recorded hash.
+        """
+        stored = self.stored(index)
+        return self.policy.view(stored) if self.augmented else stored
+
+    def stored(self, index: int) -> Pair:
+        """The pair at `index` as it is stored: of an augmented split larger than the dataset's size."""
+        row, where = self.row(index)
+        return decode_row(row, where)
+
+    def row(self, index: int) -> tuple[dict, str]:
+        """The encoded row at `index` and the words that name it in an error."""
         shard = bisect_right(self._starts, index) - 1
         group, offset = divmod(index - self._starts[shard], ROW_GROUP)
-        return _pair(self._group(shard, group)[offset], self._shards[shard])
+        row = self._group(shard, group)[offset]
+        return row, f"{self._shards[shard]}, image {row['image_id']}"
 
     def by_id(self, image_id: str) -> Pair:
         """The pair called `image_id`."""
@@ -116,30 +127,28 @@ class PairSet:
         return self._groups[key]
 
 
-def _pair(row: dict, path: Path) -> Pair:
-    where = f"{path}, image {row['image_id']}"
-    image = decode_png(row["image"]["bytes"], where=where, mode="RGB")
-    label = decode_png(row["label"]["bytes"], where=where, mode="L")
-    if pixel_sha256(image) != row["pixel_sha256"] or pixel_sha256(label) != row["label_sha256"]:
+def decode_row(row: dict, where: str) -> Pair:
+    """Decode a row of a shard. Raises SisError when pixels differ from their recorded hash."""
+    photo, label = _decoded(row["image"], where, "RGB"), _decoded(row["label"], where, "L")
+    right = label is not None and pixel_sha256(label) == row["label_sha256"]
+    if label is None or not right or row["pixel_sha256"] != ("" if photo is None else pixel_sha256(photo)):
         raise SisError("pixels differ from their recorded hash", where=where, fix="run prepare again")
-    instance = decode_png(row["instance"]["bytes"], where=where, mode="I;16")
-    return Pair(row["image_id"], image, label, instance, row["reference_id"])
+    instance, source = _decoded(row["instance"], where, "I;16"), _decoded(row["source_label"], where, "L")
+    origin = Origin(row["source_width"], row["source_height"], row["source_mode"], row["source_sha256"])
+    return Pair(row["image_id"], photo, label, instance, row["reference_id"], origin, source)
 
 
-def shard_is_good(path: Path, key: str) -> bool:
-    """Whether a finished shard of this very preparation lies at `path`, with every pixel as recorded."""
+def _decoded(picture: dict | None, where: str, mode: str) -> NDArray | None:
+    return None if picture is None else decode_png(picture["bytes"], where=where, mode=mode)
+
+
+def good_shard(path: Path, key: str) -> list[NDArray[np.uint8]] | None:
+    """The label maps of a finished shard of this very preparation; None when it is absent, other or damaged."""
     if not path.is_file():
-        return False
+        return None
     try:
-        if shard_key(path) != key:
-            return False
-        for row in read_table(path, PAIRS).to_pylist():
-            _pair(row, path)
+        if table_metadata(path).get("key") != key:
+            return None
+        return [decode_row(row, str(path)).label for row in read_table(path, PAIRS).to_pylist()]
     except SisError:
-        return False
-    return True
-
-
-def shard_key(path: Path) -> str:
-    """The preparation key stored in a shard, for resuming."""
-    return str(table_metadata(path).get("key", ""))
+        return None

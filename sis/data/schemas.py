@@ -8,7 +8,9 @@ import pyarrow as pa
 #: Same layout as the image feature of Hugging Face `datasets`: encoded bytes plus a (relative) path.
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
-#: One label map with its real photograph.
+#: One label map with its real photograph. `width` and `height` are the dataset's; the pictures of an augmented split
+#: are stored larger. `image` is null where no photograph was published, `instance` where there are none,
+#: `source_label` (the label map in its original size) where `label` is that already.
 PAIRS = pa.schema(
     [
         ("image_id", pa.string()),
@@ -17,9 +19,14 @@ PAIRS = pa.schema(
         ("reference_id", pa.string()),
         ("pixel_sha256", pa.string()),
         ("label_sha256", pa.string()),
+        ("source_width", pa.int32()),
+        ("source_height", pa.int32()),
+        ("source_mode", pa.string()),
+        ("source_sha256", pa.string()),
         ("image", IMAGE),
         ("label", IMAGE),
         ("instance", IMAGE),
+        ("source_label", IMAGE),
     ]
 )
 
@@ -73,6 +80,23 @@ TRAINING_LOG = pa.schema(
         ("step", pa.int64()),
         ("loss", pa.float64()),
         ("seconds", pa.float64()),
+        ("images", pa.int64()),
+    ]
+)
+
+#: One class of one split in a dataset card. `evaluator_id` is null for ids that no score counts; `share` is the part of
+#: all label pixels of the split, 0..1; unlabelled pixels are the last row of a split whose table has a void id.
+DATASET_CARD = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("split", pa.string()),
+        ("class_id", pa.int32()),
+        ("class_name", pa.string()),
+        ("evaluator_id", pa.int32()),
+        ("ignored", pa.bool_()),
+        ("dead", pa.bool_()),
+        ("pixels", pa.int64()),
+        ("share", pa.float64()),
         ("images", pa.int64()),
     ]
 )

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,13 +26,23 @@ def write_table(table: pa.Table, path: Path | str, schema: pa.Schema, metadata: 
         write_table_file(table, temporary, schema, metadata)
 
 
-def write_table_file(
-    table: pa.Table, path: Path, schema: pa.Schema, metadata: dict | None = None, row_group: int | None = None
-) -> None:
+def write_table_file(table: pa.Table, path: Path, schema: pa.Schema, metadata: dict | None = None) -> None:
     """Write `table` to exactly this path; for callers that already hold a temporary name."""
     _require(table.schema, schema, path)
     stamped = table.replace_schema_metadata({_KEY: json.dumps(metadata or {}, sort_keys=True).encode()})
-    pq.write_table(stamped, path, compression="zstd", write_page_checksum=True, row_group_size=row_group)
+    pq.write_table(stamped, path, compression="zstd", write_page_checksum=True)
+
+
+@contextmanager
+def table_writer(path: Path, schema: pa.Schema, metadata: dict) -> Iterator[Callable[[list[dict]], None]]:
+    """Yield a function that appends rows to exactly this path, one row group a call; memory holds one group."""
+    stamped = schema.with_metadata({_KEY: json.dumps(metadata, sort_keys=True).encode()})
+    with pq.ParquetWriter(path, stamped, compression="zstd", write_page_checksum=True) as writer:
+
+        def append(rows: list[dict]) -> None:
+            writer.write_table(pa.Table.from_pylist(rows, schema=stamped))
+
+        yield append
 
 
 def read_table(path: Path | str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:

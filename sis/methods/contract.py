@@ -46,8 +46,8 @@ class Context:
 class MapBatch:
     """Label maps to turn into images.
 
-    labels: int64 `(b, h, w)`, channels 0..width-1 of the label space (void is the last one).
-    instances: int64 `(b, h, w)`, 0 for stuff.
+    labels: int64 `(b, h, w)`, channels 0..width-1 of the label space (void, if there is one, is the last).
+    instances: int64 `(b, h, w)`, 0 for stuff; all 0 where the dataset has no instance maps.
     """
 
     image_ids: tuple[str, ...]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class MethodInfo:
     trains: bool = False
     has_prior: bool = False
     deterministic: bool = False
+    needs_photographs: bool = False
     version: int = 1
     card: MethodCard | None = None
 
@@ -97,6 +99,7 @@ def _describe(path: Path) -> MethodInfo:
         trains="fit" in defined,
         has_prior="prior" in defined,
         deterministic=bool(facts.get("DETERMINISTIC", False)),
+        needs_photographs="pairs" in facts.get("NEEDS", Method.NEEDS),
         version=int(facts.get("VERSION", Method.VERSION)),
     )
 
@@ -116,6 +119,7 @@ def _literals(body: list[ast.stmt]) -> dict[str, Any]:
         )
         value = getattr(node, "value", None)
         for target in targets:
-            if isinstance(target, ast.Name) and isinstance(value, ast.Constant):
-                facts[target.id] = value.value
+            if isinstance(target, ast.Name) and isinstance(value, ast.Constant | ast.Tuple):
+                with suppress(ValueError):  # not made of literals: no fact of the harness
+                    facts[target.id] = ast.literal_eval(value)
     return facts

@@ -16,5 +16,6 @@ class Palette(Method):
 
     def sample(self, maps: MapBatch, noise: Noise) -> Tensor:
         space = self.context.labels
-        colours = torch.from_numpy(space.palette()[[*range(space.count), space.void]])
+        void = [] if space.void is None else [space.void]
+        colours = torch.from_numpy(space.palette()[[*range(space.count), *void]])
         return colours[maps.labels.cpu()].permute(0, 3, 1, 2)

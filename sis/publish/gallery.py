@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sis.data.contact_sheet import draw_sheet
 from sis.data.image_set import ImageSet
 from sis.errors import SisError
-from sis.publish.contact_sheet import draw_sheet
 from sis.publish.context import DatasetPublish
 from sis.publish.tables import Row
 
@@ -37,13 +37,18 @@ class SampleGroup:
 
     image_id: str
     palette: Picture
-    real: Picture
+    real: Picture | None
     strips: tuple[Strip, ...]
+
+    @property
+    def given(self) -> tuple[Picture, ...]:
+        """What the runs were given, and what they were to give."""
+        return (self.palette,) if self.real is None else (self.palette, self.real)
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures of one dataset: label maps as colours, photographs, and a strip for every run.
+    """Pictures of one dataset: label maps as colours, photographs (none if none were published), a strip a run.
 
     All pictures are uint8 `(h, w, 3)`; `rule` says in plain words how they were chosen.
     """
@@ -95,7 +100,7 @@ def build_gallery(dataset: str, source: DatasetPublish, rows: Sequence[Row]) -> 
         ),
         ids=tuple(chosen),
         palettes=tuple(palette[pair.label] for pair in pairs),
-        reals=tuple(pair.image for pair in pairs),
+        reals=tuple(pair.photograph for pair in pairs if pair.photograph is not None),
         strips=tuple(
             Strip(
                 row.run_id,
@@ -115,8 +120,9 @@ def build_gallery(dataset: str, source: DatasetPublish, rows: Sequence[Row]) -> 
 
 def contact_sheet(gallery: Gallery) -> bytes:
     """Draw the gallery as PNG: rows = label maps, columns = label map, photograph, every run."""
-    heads = ["label map", "real", *(strip.title for strip in gallery.strips)]
-    columns = [gallery.palettes, gallery.reals, *(strip.pictures for strip in gallery.strips)]
+    given = {"label map": gallery.palettes, **({"real": gallery.reals} if gallery.reals else {})}
+    heads = [*given, *(strip.title for strip in gallery.strips)]
+    columns = [*given.values(), *(strip.pictures for strip in gallery.strips)]
     return draw_sheet(
         title=gallery.dataset,
         caption=gallery.rule,
@@ -135,8 +141,8 @@ def samples_sheet(gallery: Gallery) -> bytes | None:
     for group in gallery.samples:
         for strip in group.strips:
             names.append(f"{strip.title} / {group.image_id}")
-            rows.append((group.palette, group.real, *strip.pictures))
-    heads = ["label map", "real", *(f"sample {i}" for i in range(width))]
+            rows.append((*group.given, *strip.pictures))
+    heads = ["label map", *(["real"] if gallery.reals else []), *(f"sample {i}" for i in range(width))]
     return draw_sheet(
         title=f"{gallery.dataset}: samples of one map",
         caption=gallery.sample_rule,
@@ -174,5 +180,6 @@ def _sample_groups(
         ]
         pair = source.pairs.by_id(image_id)
         if strips:
-            groups.append(SampleGroup(image_id, source.labels.palette()[pair.label], pair.image, tuple(strips)))
+            palette = source.labels.palette()[pair.label]
+            groups.append(SampleGroup(image_id, palette, pair.photograph, tuple(strips)))
     return tuple(groups)

@@ -18,8 +18,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from sis.publish.columns import format_number
-from sis.publish.contact_sheet import Picture, data_uri
 from sis.publish.gallery import Gallery
+from sis.publish.page_pictures import Picture, data_uri
 from sis.publish.timings import format_bytes, format_duration
 
 #: Bytes that the pictures of a page may take (the whole page stays under 3 MB).
@@ -105,12 +105,12 @@ def _encoded(gallery: Gallery, encoding: tuple[int, int]) -> dict:
         "reals": [uri(p) for p in gallery.reals],
         "runs": {strip.run_id: [uri(p) for p in strip.pictures] for strip in gallery.strips},
         "titles": {strip.run_id: strip.title for strip in gallery.strips},
-        "small": max(gallery.reals[0].shape[:2]) < 128,
+        "small": max(gallery.palettes[0].shape[:2]) < 128,
         "samples": [
             {
                 "image_id": group.image_id,
                 "palette": uri(group.palette),
-                "real": uri(group.real),
+                "real": None if group.real is None else uri(group.real),
                 "strips": [
                     {"title": strip.title, "pictures": [uri(p) for p in strip.pictures]} for strip in group.strips
                 ],

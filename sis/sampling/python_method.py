@@ -20,12 +20,14 @@ def batch_maker(method: Method, pairs: PairSet, batch_size: int, seed: int, devi
     if method.network is not None:
         method.network.eval()
 
+    no_instance = np.zeros(pairs.size, np.uint16)
+
     @torch.inference_mode()
     def make(keys: list[Key]) -> NDArray[np.uint8]:
         padded = keys + [keys[-1]] * (batch_size - len(keys))
         chosen = [pairs.by_id(image_id) for image_id, _ in padded]
         labels = np.stack([pairs.labels.channels(p.label, where=p.image_id) for p in chosen])
-        instances = np.stack([p.instance for p in chosen]).astype(np.int64)
+        instances = np.stack([no_instance if p.instance is None else p.instance for p in chosen]).astype(np.int64)
         maps = MapBatch(
             tuple(k for k, _ in padded),
             tuple(s for _, s in padded),

@@ -179,14 +179,18 @@ def photograph(label: np.ndarray, seed: int, noise: float) -> np.ndarray:
 class FakePairs:
     """A judged split in memory."""
 
-    def __init__(self, count: int, size: int) -> None:
+    def __init__(self, count: int, size: int, photographs: bool = True) -> None:
+        self.photographs = photographs
         self.ids = [f"scene-{i:04d}" for i in range(count)]
         self.size = (size, size)
 
     def by_id(self, image_id: str) -> SimpleNamespace:
         seed = self.ids.index(image_id)
         label = label_map(seed, self.size[0])
-        return SimpleNamespace(image_id=image_id, label=label, image=photograph(label, seed, 10))
+        return SimpleNamespace(image_id=image_id, label=label, photograph=self._photograph(label, seed))
+
+    def _photograph(self, label: np.ndarray, seed: int) -> np.ndarray | None:
+        return photograph(label, seed, 10) if self.photographs else None
 
 
 @dataclass(frozen=True)
@@ -207,8 +211,8 @@ class FakeImages:
         return photograph(self.pairs.by_id(image_id).label, seed + int(self.noise), self.noise)
 
 
-def pictures(count: int = 40, size: int = 64) -> DatasetPublish:
-    pairs = FakePairs(count, size)
+def pictures(count: int = 40, size: int = 64, photographs: bool = True) -> DatasetPublish:
+    pairs = FakePairs(count, size, photographs)
     sets = {}
     for number, (_, method, kind, role, _, _) in enumerate(RUNS):
         samples = 1 if role == "control" or kind == "images" else 4

@@ -110,6 +110,7 @@ class Striker:
         os.mkdir = self.wrap(os.mkdir, "mkdir", _makeable)
         Path.write_bytes = self.wrap(Path.write_bytes, "write bytes")
         pq.write_table = self.wrap(pq.write_table, "write table")
+        pq.ParquetWriter.write_table = self.wrap(pq.ParquetWriter.write_table, "write row group")
         np.memmap.flush = self.wrap(np.memmap.flush, "flush")
         saved, original = self.wrap(safetensors.torch.save_file, "write tensors"), safetensors.torch.save_file
         for module in [
@@ -141,7 +142,12 @@ class Striker:
 
         sis.sampling.run.batch_maker = lambda *a: noted(make_batches(*a), lambda keys: f"{keys[0]}")
         TrainingRun._step = noted(step, lambda run, number, *rest: f"{number}")
-        sis.data.prepare._write_shard = noted(write_shard, lambda path, *rest: path.name)
+
+        def shards(path: Path, *rest: Any) -> Any:
+            yield from write_shard(path, *rest)
+            self.note(f"work {path.name}")
+
+        sis.data.prepare._write_shard = shards
 
 
 def _present(path: Any, *, dir_fd: int | None = None) -> bool:

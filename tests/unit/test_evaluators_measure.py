@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -24,7 +25,8 @@ from sis.config.protocols import ProtocolCard
 from sis.config.strict_yaml import load_model, load_yaml
 from sis.data.image_set import ImageSetMeta, finish_image_set, images_table, shard_name, write_shard
 from sis.data.manifest import read_manifest, write_manifest
-from sis.data.pairs import ROW_GROUP, Pair, PairSet, pairs_table
+from sis.data.pair import Pair
+from sis.data.pairs import PairSet, pair_row
 from sis.data.provenance import RunRecord
 from sis.data.scenes import make_scene, scene_id
 from sis.data.schemas import PAIRS, SCORES
@@ -41,9 +43,10 @@ def write_pairs(folder: Path, split: str, count: int) -> None:
     pairs = [Pair(scene_id(split, i), s.image, s.label, s.instance, "") for i, s in enumerate(scenes)]
     folder.mkdir(parents=True)
     shard = folder / shard_name(0)
-    write_table_file(pairs_table(pairs), shard, PAIRS, row_group=ROW_GROUP)
+    write_table_file(pa.Table.from_pylist([pair_row(p, SIZE) for p in pairs], schema=PAIRS), shard, PAIRS)
     labels, _ = load_yaml(ROOT / "config" / "labels" / "scenes.yaml")
     meta = {"dataset": "scenes_tiny", "split": split, "size": list(SIZE), "labels": labels}
+    meta |= {"prepare": {}, "augmented": False, "edges": False}
     write_manifest(folder, "pairs", [shard], meta, RunRecord.start())
 
 

@@ -14,9 +14,10 @@ import pytest
 from sis.config.cards import DatasetCard
 from sis.config.files import dataset_card
 from sis.data.decoded import decode_pairs
-from sis.data.layouts import scenes
+from sis.data.layouts import Entry, scenes
 from sis.data.manifest import read_manifest
-from sis.data.pairs import Pair, PairSet
+from sis.data.pair import Pair
+from sis.data.pairs import PairSet
 from sis.data.prepare import prepare
 from sis.data.scenes import make_scene
 from sis.errors import SisError
@@ -27,13 +28,13 @@ def card(**changes: Any) -> DatasetCard:
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    """Make the layout load pairs with some field changed."""
-    load = scenes.load
+    """Make the layout read pairs with some field changed."""
+    read = scenes.read
 
     def spoiled(*arguments: Any) -> Pair:
-        return dataclasses.replace(load(*arguments), **changes)
+        return dataclasses.replace(read(*arguments), **changes)
 
-    monkeypatch.setattr(scenes, "load", spoiled)
+    monkeypatch.setattr(scenes, "read", spoiled)
 
 
 def test_prepared_pairs_are_the_datasets_own_arrays(tiny_pairs: Path) -> None:
@@ -108,7 +109,7 @@ def test_an_option_that_the_layout_does_not_know_is_refused(tmp_path: Path, opti
 @pytest.mark.parametrize(
     ("ids", "reason"),
     [
-        (["val-00000"], "has 1 pairs, its card expects 16"),
+        (["val-00000"], "has 1 pairs, its card expects 16.*card of its own"),
         ([f"val-{i:05d}" for i in range(17)], "has 17 pairs"),
         ([f"val-{i % 15:05d}" for i in range(16)], "duplicate ids: val-00000"),
         ([f"val-{i:05d}" for i in reversed(range(16))], "sorted"),
@@ -117,7 +118,7 @@ def test_an_option_that_the_layout_does_not_know_is_refused(tmp_path: Path, opti
 def test_a_split_that_is_not_what_the_card_says_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids: list[str], reason: str
 ) -> None:
-    monkeypatch.setattr(scenes, "ids", lambda *_: ids)
+    monkeypatch.setattr(scenes, "entries", lambda *_: [Entry(i, "val") for i in ids])
     with pytest.raises(SisError, match=reason):
         prepare(card(), "val", tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -127,9 +128,10 @@ def test_a_split_that_is_not_what_the_card_says_is_refused(
     ("changes", "reason"),
     [
         ({"label": np.full((32, 32), 77, np.uint8)}, r"outside the table 'scenes': 77.*val-00000"),
-        ({"label": np.zeros((32, 16), np.uint8)}, r"label \(32, 16\), card says \[32, 32\]"),
-        ({"image": np.zeros((16, 32, 3), np.uint8)}, r"image \(16, 32, 3\)"),
-        ({"image": np.zeros((32, 32), np.uint8)}, r"image \(32, 32\)"),
+        ({"label": np.zeros((32, 16), np.uint8)}, r"photograph of 32x32 and label map of 16x32.*val-00000"),
+        ({"photograph": np.zeros((16, 32, 3), np.uint8)}, r"photograph of 32x16 and label map of 32x32"),
+        ({"photograph": None}, r"photograph where the card says there is none, or none"),
+        ({"instance": np.zeros((16, 32), np.uint16)}, r"instance map of 32x16, label map of 32x32"),
     ],
 )
 def test_a_bad_pair_is_refused_and_named(

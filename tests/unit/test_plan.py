@@ -172,3 +172,36 @@ def test_the_judge_changes_with_its_training_and_its_dataset(project_copy: Path)
     assert before != after
     path.write_text(path.read_text().replace("class_rule: union", "class_rule: gt"))
     assert load_plan(experiment="tiny").judge("scenes-tiny") == after
+
+
+def test_words_of_a_dataset_change_no_name(project_copy: Path) -> None:
+    before = load_plan(experiment="tiny")
+    card = project_copy / "config" / "datasets" / "scenes_tiny.yaml"
+    card.write_text(card.read_text().replace("title: scenes (tiny)", "title: Another title"))
+    after = load_plan(experiment="tiny")
+    assert after.runs[0].dataset.title == "Another title"
+    assert [s.run_id for s in after.runs] == [s.run_id for s in before.runs]
+
+
+def test_raw_data_are_found_below_the_data_root_or_where_the_settings_say() -> None:
+    root = Path(load_plan(experiment="tiny").data_root(DATASET))
+    assert root.parts[-2:] == ("data", DATASET) and root.is_absolute()
+    moved = load_plan({"data": "/big/disk"}, experiment="tiny")
+    assert moved.data_root(DATASET) == f"/big/disk/{DATASET}"
+    single = load_plan({"roots": {DATASET: "/elsewhere/scenes"}}, experiment="tiny")
+    assert single.data_root(DATASET) == "/elsewhere/scenes"
+
+
+def test_the_prepare_target_makes_the_datasets_of_the_settings_or_of_the_experiment() -> None:
+    assert load_plan(experiment="tiny").prepared() == [f"artefacts/datasets/{DATASET}/card.md"]
+    chosen = load_plan({"prepare": ["scenes", DATASET]}, experiment="tiny")
+    assert chosen.prepared() == ["artefacts/datasets/scenes/card.md", f"artefacts/datasets/{DATASET}/card.md"]
+    with pytest.raises(SisError, match=r"no dataset called 'scene'.*'scenes'"):
+        load_plan({"prepare": ["scene"]}, experiment="tiny").prepared()
+
+
+def test_a_control_that_shows_photographs_is_refused_where_there_are_none(project_copy: Path) -> None:
+    card = project_copy / "config" / "datasets" / "scenes_tiny.yaml"
+    card.write_text(card.read_text().replace("val: {count: 16}", "val: {count: 16, photographs: false}"))
+    with pytest.raises(SisError, match=r"run 'real' shows real photographs, scenes_tiny/val has none"):
+        load_plan(experiment="tiny")

@@ -13,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import publish_example as example  # pyright: ignore[reportMissingImports]
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from sis.data.image_set import ImageSet, ImageSetMeta, finish_image_set, images_table, write_shard
+from sis.data.images import decode_png
 from sis.data.manifest import write_manifest
-from sis.data.pairs import Pair, PairSet, pairs_table
+from sis.data.pair import Pair
+from sis.data.pairs import PairSet, pair_row
 from sis.data.provenance import RunRecord
 from sis.data.schemas import PAIRS, PUBLISHED_SCORES
 from sis.data.tables import read_table, write_table
@@ -133,6 +136,19 @@ def test_every_run_shows_the_same_maps_and_the_rule_is_stated() -> None:
     assert build_gallery("scenes", replace(source, image_sets={}), rows) is None
 
 
+def test_label_maps_without_photographs_are_published_without_that_row(tmp_path: Path, published: Path) -> None:
+    with_reals = (published / "out" / "leaderboard.html").read_text(encoding="utf-8")
+    assert "photograph of scene-" in with_reals and '<th scope="row">real</th>' in with_reals
+    context = replace(example.context(), datasets={"scenes": example.pictures(photographs=False)})
+    publish(example.write_scores(tmp_path / "scores", example.score_rows()), tmp_path / "out", context)
+    page = (tmp_path / "out" / "leaderboard.html").read_text(encoding="utf-8")
+    assert "photograph of" not in page and '<th scope="row">real</th>' not in page
+    assert "label map scene-" in page
+    sheets = [(f / "out" / "gallery" / "scenes.png").read_bytes() for f in (published, tmp_path)]
+    widths = [decode_png(sheet).shape[1] for sheet in sheets]
+    assert widths[0] - widths[1] == 2 * 64 + 6, "one column less"
+
+
 def test_small_pictures_are_enlarged_without_smoothing(published: Path) -> None:
     sheet = np.asarray(Image.open(io.BytesIO((published / "out" / "gallery" / "scenes.png").read_bytes())))
     label = example.label_space().palette()[example.label_map(2, 64)]
@@ -165,8 +181,10 @@ def test_real_artefacts_are_published(tmp_path: Path) -> None:
         )
         for i, n in enumerate(ids)
     ]
-    write_table(pairs_table(pairs), tmp_path / "pairs" / "shard-0000.parquet", PAIRS)
+    rows = [pair_row(p, p.label.shape) for p in pairs]
+    write_table(pa.Table.from_pylist(rows, schema=PAIRS), tmp_path / "pairs" / "shard-0000.parquet", PAIRS)
     facts = {"labels": labels.model_dump(), "size": [32, 32], "dataset": "scenes", "split": "val"}
+    facts |= {"prepare": {}, "augmented": False, "edges": False}
     write_manifest(tmp_path / "pairs", "pairs", [tmp_path / "pairs" / "shard-0000.parquet"], facts, run)
     keys = [(name, sample) for name in ids for sample in range(2)]
     images = np.stack([example.photograph(example.label_map(i // 2, 32), i, 20) for i in range(6)])

@@ -3,6 +3,7 @@ rule publish:
         scores=plan.all_scores(),
         images=plan.all_images(),
         pairs=plan.all_pairs(),
+        cards=plan.all_dataset_cards(),
     output:
         scores=plan.published("scores.parquet"),
         page=report(

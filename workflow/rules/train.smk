@@ -1,6 +1,8 @@
 rule train:
     input:
         pairs=plan.pairs("{dataset}", "train"),
+        # Nothing is trained on a dataset whose splits overlap.
+        card=plan.dataset_card("{dataset}"),
     output:
         model=plan.model("{dataset}", "{model}"),
     log:

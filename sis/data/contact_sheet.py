@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws a grid of pictures with headings, and shrinks single pictures for a page."""
+"""Draws a grid of pictures with headings and row names as one PNG."""
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -20,9 +18,6 @@ Picture = NDArray[np.uint8]
 #: Small pictures are enlarged by the smallest whole factor that makes their shorter side this long (pixels).
 READABLE = 128
 
-#: Pictures with at most this many colours (label maps) are stored without loss.
-FEW_COLOURS = 256
-
 _GAP, _MARGIN, _LINE, _NAMES = 6, 20, 17, 132
 _INK, _MUTED, _PAPER = (28, 30, 33), (110, 114, 120), (255, 255, 255)
 
@@ -30,7 +25,14 @@ _INK, _MUTED, _PAPER = (28, 30, 33), (110, 114, 120), (255, 255, 255)
 def draw_sheet(
     title: str, caption: str, heads: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[Picture]]
 ) -> bytes:
-    """Draw `rows` of uint8 `(h, w, 3)` pictures as one PNG with column heads and row names.
+    """`sheet` as a PNG."""
+    return encode_png(sheet(title, caption, heads, names, rows))
+
+
+def sheet(
+    title: str, caption: str, heads: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[Picture]]
+) -> Picture:
+    """Draw `rows` of uint8 `(h, w, 3)` pictures as one picture with column heads and row names.
 
     All pictures share the size of the first one, enlarged by a whole factor without smoothing when it is small.
     """
@@ -42,8 +44,8 @@ def draw_sheet(
     total_w = 2 * _MARGIN + _NAMES + len(heads) * (cell_w + _GAP)
     notes = _wrap(caption, font, total_w - 2 * _MARGIN, lines=6)
     top = _MARGIN + 28 + _LINE * len(notes) + 10 + _LINE * max(map(len, wrapped)) + 4
-    sheet = Image.new("RGB", (total_w, top + len(rows) * (cell_h + _GAP) + _MARGIN), _PAPER)
-    draw = ImageDraw.Draw(sheet)
+    drawn = Image.new("RGB", (total_w, top + len(rows) * (cell_h + _GAP) + _MARGIN), _PAPER)
+    draw = ImageDraw.Draw(drawn)
     draw.text((_MARGIN, _MARGIN - 4), title, fill=_INK, font=strong)
     _lines(draw, (_MARGIN, _MARGIN + 24), notes, font, _MUTED)
     for column, lines in enumerate(wrapped):
@@ -54,25 +56,15 @@ def draw_sheet(
         _lines(draw, (_MARGIN, y), _wrap(name, font, _NAMES - 2 * _GAP, lines=5), font, _MUTED)
         for column, picture in enumerate(pictures):
             x = _MARGIN + _NAMES + column * (cell_w + _GAP)
-            sheet.paste(_fitted(picture, cell_w, cell_h), (x, y))
-    return encode_png(np.asarray(sheet))
+            drawn.paste(_fitted(picture, cell_w, cell_h), (x, y))
+    return np.asarray(drawn)
 
 
-def data_uri(picture: Picture, longest: int, quality: int) -> str:
-    """Encode a picture for a page: at most `longest` pixels a side; PNG if it has few colours, else JPEG."""
-    image = Image.fromarray(picture)
-    scale = longest / max(image.size)
-    if scale < 1:
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    few = image.getcolors(FEW_COLOURS) is not None
-    encoded = io.BytesIO()
-    if few:
-        image.save(encoded, "PNG", optimize=True)
-    else:
-        # Full chroma: small pictures of small objects smear otherwise.
-        image.save(encoded, "JPEG", quality=quality, subsampling=0, optimize=True)
-    return f"data:image/{'png' if few else 'jpeg'};base64,{base64.b64encode(encoded.getvalue()).decode()}"
+def stacked(sheets: Sequence[Picture]) -> Picture:
+    """Put sheets below one another; narrower ones get paper on their right."""
+    width = max(s.shape[1] for s in sheets)
+    paper = [np.full((len(s), width - s.shape[1], 3), _PAPER, np.uint8) for s in sheets]
+    return np.concatenate([np.concatenate(pair, axis=1) for pair in zip(sheets, paper, strict=True)])
 
 
 def _fitted(picture: Picture, width: int, height: int) -> Image.Image:
