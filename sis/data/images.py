@@ -5,18 +5,23 @@ from __future__ import annotations
 
 import hashlib
 import io
-import warnings
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from sis.data.picture_header import Header, checked_header
 from sis.errors import SisError
 
-#: Larger pictures are refused before decoding (decompression bombs).
-MAX_PIXELS = 64_000_000
-
 _MODES = {"RGB": np.uint8, "L": np.uint8, "P": np.uint8, "I;16": np.uint16}
+#: What Pillow's decoders raise on bytes that they cannot read.
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, struct.error, zlib.error,
+)  # fmt: skip
 
 
 def encode_png(array: NDArray) -> bytes:
@@ -32,41 +37,37 @@ def encode_png(array: NDArray) -> bytes:
 def decode_png(data: bytes, *, where: object = None, mode: str | None = None) -> NDArray:
     """Decode a PNG to uint8 `(h, w, 3)`, uint8 `(h, w)` or uint16 `(h, w)`; ids of palette pictures stay ids.
 
-    Raises SisError when the bytes are no PNG, truncated, damaged, too large, or of another mode than `mode`.
+    Raises SisError when the bytes are no PNG, truncated, damaged, too large, of another mode than `mode`, or stored
+    with other bits than the array has (Pillow would rescale the values).
     """
+    header = checked_header(data, ["PNG"], where)
+    with decoding(header, where), Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+        found = picture.mode
+        if found not in _MODES or (mode is not None and found != mode):
+            raise SisError(f"PNG of mode {found}, expected {mode or ' or '.join(_MODES)}", where=where)
+        refuse_rescaled(header, found, where)
+        return np.asarray(picture, dtype=_MODES[found])
+
+
+@contextmanager
+def decoding(header: Header, where: object) -> Iterator[None]:
+    """Turn whatever Pillow raises in the block, its warnings included, into a SisError."""
     try:
-        if _cut(data):
-            raise OSError("the file ends too early")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=["PNG"]) as checked:
-                if checked.width * checked.height > MAX_PIXELS:
-                    raise SisError(f"picture of {checked.width}x{checked.height} is over 64 MP", where=where)
-                checked.verify()  # reads every chunk's checksum; a cut file decodes silently otherwise
-            with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-                found = picture.mode
-                if found not in _MODES or (mode is not None and found != mode):
-                    raise SisError(f"PNG of mode {found}, expected {mode or ' or '.join(_MODES)}", where=where)
-                return np.asarray(picture, dtype=_MODES[found])
-    except SisError:
-        raise
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
-        reason = "truncated" if _cut(data) else "damaged"
-        raise SisError(f"{reason} or invalid PNG ({len(data)} bytes)", where=where, fix="write it again") from error
+        yield
+    except (*UNREADABLE, UserWarning) as error:
+        strange = isinstance(error, UnidentifiedImageError)
+        reason = "unreadable header" if strange else " ".join(str(error).split())[:120] or type(error).__name__
+        raise SisError(f"damaged {header.kind}: {reason}", where=where, fix="fetch or write it again") from error
+
+
+def refuse_rescaled(header: Header, mode: str, where: object) -> None:
+    """Raise SisError for a grey or colour picture of other than 8 bits, whose values Pillow changes to fill 8 bits."""
+    if mode in ("L", "RGB") and header.bits != 8:
+        fault = f"{header.kind} of {header.bits} bits a channel (mode {mode}); its values would be rescaled"
+        raise SisError(fault, where=where, fix="write it with 8 bits")
 
 
 def pixel_sha256(array: NDArray) -> str:
     """The sha256 of shape, type and pixels: independent of how the picture was compressed."""
     head = f"{array.dtype.name}:{'x'.join(map(str, array.shape))}:".encode()
     return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def _cut(data: bytes) -> bool:
-    """Whether a PNG ends before its last chunk does."""
-    return data.startswith(b"\x89PNG") and b"IEND\xaeB`\x82" not in data

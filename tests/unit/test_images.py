@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -59,7 +61,7 @@ def test_other_formats_are_refused_even_under_a_png_name(kind: str) -> None:
 
 def test_a_picture_cut_anywhere_is_refused() -> None:
     data = encode_png(RGB)
-    for length in range(0, len(data) - 4):  # the last four bytes are the checksum of the empty end chunk
+    for length in range(len(data)):
         with pytest.raises(SisError):
             decode_png(data[:length])
 
@@ -81,16 +83,66 @@ def test_a_flipped_bit_never_gives_other_pixels() -> None:
         np.testing.assert_array_equal(found, RGB, err_msg=f"byte {position}")
 
 
-def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    head = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    bomb = (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-    )
-    with pytest.raises(SisError):
+
+def png(header: bytes, *chunks: bytes) -> bytes:
+    """A PNG of these chunks, every checksum right."""
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+def header(width: int, height: int, bits: int, colour: int) -> bytes:
+    return struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+
+
+@pytest.mark.parametrize(("width", "height"), [(30_000, 30_000), (8_001, 8_000), (2**31 - 1, 1)])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(width: int, height: int) -> None:
+    bomb = png(header(width, height, 8, 2), chunk(b"IDAT", zlib.compress(b"\0" * 100)))
+    with pytest.raises(SisError, match=f"picture of {width}x{height} is over 64 MP"):
         decode_png(bomb)
+
+
+def test_the_largest_picture_that_is_allowed_fails_for_its_pixels_only() -> None:
+    with pytest.raises(SisError, match="damaged PNG: broken data stream"):
+        decode_png(png(header(8_000, 8_000, 8, 0), chunk(b"IDAT", b"no pixels")))
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "row"), [(2, 0, b"\0\xe4"), (4, 0, b"\0\x01\x23"), (16, 2, b"\0" + b"\x01\x02" * 12)]
+)
+def test_values_that_pillow_would_rescale_are_refused(bits: int, colour: int, row: bytes) -> None:
+    """Grey of 2 or 4 bits would be stretched to 0..255, colour of 16 bits cut to 8, without a word."""
+    data = png(header(4, 1, bits, colour), chunk(b"IDAT", zlib.compress(row)))
+    with Image.open(io.BytesIO(data)) as picture:
+        assert picture.mode in ("L", "RGB") and np.asarray(picture).max() in (255, 51, 1)
+    with pytest.raises(SisError, match=f"{bits} bits a channel"):
+        decode_png(data)
+
+
+def test_an_animated_picture_is_refused() -> None:
+    frames = [Image.fromarray(GREY), Image.fromarray(GREY[::-1].copy())]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "PNG", save_all=True, append_images=frames[1:])
+    with pytest.raises(SisError, match="animated PNG"):
+        decode_png(buffer.getvalue())
+
+
+def test_a_file_without_bytes_and_one_of_another_format_are_told_apart() -> None:
+    for data, words in [(b"", "empty file"), (b"GIF89a", "6 bytes of another format")]:
+        with pytest.raises(SisError, match=f"invalid PNG: {words}"):
+            decode_png(data)
+    with pytest.raises(SisError, match="invalid PNG: the file is a JPEG"):
+        decode_png(saved(Image.fromarray(RGB), "JPEG"))
+
+
+def test_pictures_are_decoded_by_many_threads_at_a_time() -> None:
+    """No state of the process, such as the filters of warnings, is changed in between."""
+    before, data = list(warnings.filters), [encode_png(RGB + np.uint8(i)) for i in range(200)]
+    with ThreadPoolExecutor(4) as pool:
+        for i, found in enumerate(pool.map(decode_png, data)):
+            np.testing.assert_array_equal(found, RGB + np.uint8(i))
+    assert warnings.filters == before
 
 
 @pytest.mark.parametrize(
