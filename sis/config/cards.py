@@ -89,6 +89,9 @@ class DatasetCard(StrictModel):
     edges: bool = Field(default=False, description="true: instance edges are an input of the methods")
     splits: dict[Name, Split] = Field(description="splits with their expected counts and files")
     options: dict[str, Scalar] = Field(default={}, description="settings of the layout")
+    known_overlap: list[str] = Field(
+        default=[], description="ids whose photographs the official files hold in another split, too: reported, allowed"
+    )
     subset: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]*$")] = Field(
         default="", description="what part this is, if not the whole dataset; the name must end in _<subset>"
     )

@@ -75,13 +75,17 @@ def experiment(name: str) -> Experiment:
 def dataset_card(name: str) -> DatasetCard:
     """A dataset's card by name or file, filled in from the card that it is `like`.
 
-    Raises SisError for circles, and for split counts that differ from that card's without `subset:`.
+    Raises SisError for circles, and without `subset:` for split counts that differ from that card's and for a card
+    that is like a part of a dataset.
     """
     path = config_file("datasets", name)
     data, lines, base = _card_data(path, ())
     card = validate(DatasetCard, data, path, lines)
     if card.name != path.stem:
         raise SisError(f"name: {card.name!r} differs from the file's name {path.stem!r}", where=path)
+    if base.get("subset") and not card.subset:
+        fault = f"{card.like} is a part ({base['subset']}) of its dataset, and so is a card like it"
+        raise SisError(fault, where=path, fix="give `subset:` and end the name in it")
     if base and not card.subset and card.prepare.fidelity == "paper":
         for split, facts in base.get("splits", {}).items():
             if card.splits[split].count != facts["count"]:

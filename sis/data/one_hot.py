@@ -23,6 +23,8 @@ FAMILIES: dict[str, Layout] = {
     "sdm": "unknown_last",
     "iidm": "unknown_last",
     "oasis": "unknown_first",
+    # Cityscapes' own id 0 is its "unlabeled", so OASIS takes the ids as they are; channel 34 never occurs.
+    "oasis_cityscapes": "unknown_last",
     "scgan_celeba": "background_last",
 }
 

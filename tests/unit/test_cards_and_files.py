@@ -48,9 +48,9 @@ def test_every_protocol_card_loads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", stems("labels"))
-def test_colours_of_a_label_table_are_distinct(name: str) -> None:
+def test_every_label_table_loads_and_its_names_are_distinct(name: str) -> None:
     space = files.label_space(name)
-    assert len({tuple(c.colour) for c in space.classes}) == space.count
+    assert space.name == name and space.evaluated_ids
     assert len({c.name for c in space.classes}) == space.count
 
 
@@ -149,6 +149,35 @@ def test_a_dataset_needs_train_and_val() -> None:
     card = files.dataset_card("scenes_tiny").model_dump() | {"splits": {"train": {"count": 3}}}
     with pytest.raises(SisError, match="at least train and val"):
         validate(DatasetCard, card, "card")
+
+
+def test_a_card_may_hold_its_label_table(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    table = {"void": None, "classes": [{"id": 0, "name": "a", "colour": [1, 2, 3]}]}
+    card = yaml.safe_load((CONFIG / "datasets" / "scenes.yaml").read_text()) | {"name": "own", "labels": table}
+    path.write_text(yaml.safe_dump(card))
+    space = files.label_space(files.dataset_card(str(path)).labels)
+    assert (space.name, space.width) == ("own", 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "folder"),
+    [
+        ({}, "data/mini/cityscapes"),
+        ({"data": "/raw"}, "/raw/mini/cityscapes"),
+        ({"roots": {"cityscapes_mini": "/elsewhere"}}, "/elsewhere"),
+        ({"roots": {"cityscapes": "/whole"}}, "data/mini/cityscapes"),
+    ],
+)
+def test_raw_files_lie_where_the_card_or_the_site_says(settings: dict[str, Any], folder: str) -> None:
+    card = files.dataset_card("cityscapes_mini")
+    assert files.dataset_root(card, files.settings(settings)) == files.project_root() / folder
+
+
+def test_variants_share_the_folder_that_the_site_names() -> None:
+    site = files.settings({"roots": {"cityscapes": "/whole", "cityscapes_512": "/other"}})
+    found = {n: files.dataset_root(files.dataset_card(n), site) for n in ("cityscapes_release", "cityscapes_512")}
+    assert found == {"cityscapes_release": Path("/whole"), "cityscapes_512": Path("/other")}
 
 
 def test_a_card_is_frozen() -> None:
