@@ -30,7 +30,7 @@ _CACHED_GROUPS = 4
 def pair_row(pair: Pair, size: tuple[int, int]) -> dict:
     """Encode a pair as a row of a shard; `size` is the dataset's (height, width)."""
     origin, photo = pair.origin, pair.photograph
-    height, width = pair.label.shape
+    height, width = (pair.label if pair.source_label is None else pair.source_label).shape
     return {
         "image_id": pair.image_id,
         "width": size[1],

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sis.data.decoded import TrainingData
+from sis.data.training_data import TrainingData
 from sis.diffusion.noise import Noise
 from sis.methods.contract import MapBatch, Method
 from sis.priors.moments import Moments
@@ -19,10 +19,9 @@ class ClassMean(Method):
 
     def prior(self, data: TrainingData) -> dict[str, Tensor]:
         moments = Moments.empty(self.context.labels.width, 3)
-        for start in range(0, len(data), 64):
-            part = slice(start, start + 64)
-            pixels = data.images[part].reshape(-1, 3).astype(np.float64)
-            moments = moments.merge(Moments.of(pixels, data.labels[part].reshape(-1), self.context.labels.width))
+        for batch in data.in_order():
+            pixels = batch.images.reshape(-1, 3).astype(np.float64)
+            moments = moments.merge(Moments.of(pixels, batch.labels.reshape(-1), self.context.labels.width))
         return {name: torch.from_numpy(value) for name, value in moments.arrays().items()}
 
     def sample(self, maps: MapBatch, noise: Noise) -> Tensor:

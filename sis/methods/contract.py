@@ -16,8 +16,8 @@ from sis.data.labels import LabelSpace
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sis.data.decoded import TrainingData
     from sis.data.pairs import PairSet
+    from sis.data.training_data import TrainingData
     from sis.diffusion.noise import Noise
     from sis.training.loop import TrainingRun
 

@@ -26,7 +26,7 @@ def batch_maker(method: Method, pairs: PairSet, batch_size: int, seed: int, devi
     def make(keys: list[Key]) -> NDArray[np.uint8]:
         padded = keys + [keys[-1]] * (batch_size - len(keys))
         chosen = [pairs.by_id(image_id) for image_id, _ in padded]
-        labels = np.stack([pairs.labels.channels(p.label, where=p.image_id) for p in chosen])
+        labels = np.stack([pairs.policy.channels(p) for p in chosen])
         instances = np.stack([no_instance if p.instance is None else p.instance for p in chosen]).astype(np.int64)
         maps = MapBatch(
             tuple(k for k, _ in padded),

@@ -8,13 +8,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from sis.data.atomic import remove_leftovers
-from sis.data.decoded import TrainingData, decode_pairs
 from sis.data.manifest import Manifest, read_manifest, stable_hash
 from sis.data.pairs import PairSet
 from sis.data.provenance import RunRecord
 from sis.data.schemas import TRAINING_LOG
 from sis.data.tables import write_table
 from sis.data.tensors import save_tensors
+from sis.data.training_data import TrainingData
 from sis.errors import SisError
 from sis.methods.build import build_method
 from sis.plan import RunSpec
@@ -37,7 +37,7 @@ def train_model(spec: RunSpec, pairs_folder: Path, out: Path, device: str) -> Ma
         return finished
     method = build_method(spec, device, None, None)
     training = TrainingRun(out.parent / "work", key, spec.seed, device, f"{spec.dataset.name}/{spec.model_id}")
-    method.fit(_decoded(pairs, pairs_folder), training)
+    method.fit(_data(pairs, pairs_folder), training)
     log = pa.Table.from_pylist(training.log, schema=TRAINING_LOG)
     write_table(log, out.with_name("training.parquet"), TRAINING_LOG, {"model_id": spec.model_id})
     network = method.network
@@ -74,7 +74,7 @@ def compute_prior(spec: RunSpec, pairs_folder: Path, out: Path, device: str) -> 
     run = RunRecord.start(device=device)
     pairs = _training_pairs(spec, pairs_folder)
     method = build_method(spec, device, None, None)
-    tensors = method.prior(_decoded(pairs, pairs_folder))
+    tensors = method.prior(_data(pairs, pairs_folder))
     facts = {
         "method": spec.method.name,
         "prior_id": spec.prior_id,
@@ -85,9 +85,9 @@ def compute_prior(spec: RunSpec, pairs_folder: Path, out: Path, device: str) -> 
     return read_manifest(out, "prior")
 
 
-def _decoded(pairs: PairSet, folder: Path) -> TrainingData:
+def _data(pairs: PairSet, folder: Path) -> TrainingData:
     place = folder if folder.is_dir() else folder.parent
-    return decode_pairs(pairs, place / "decoded")
+    return TrainingData.open(pairs, place / "decoded")
 
 
 def _training_pairs(spec: RunSpec, folder: Path) -> PairSet:

@@ -13,7 +13,6 @@ import pytest
 
 from sis.config.cards import DatasetCard
 from sis.config.files import dataset_card
-from sis.data.decoded import decode_pairs
 from sis.data.layouts import Entry, scenes
 from sis.data.manifest import read_manifest
 from sis.data.pair import Pair
@@ -151,16 +150,3 @@ def test_an_altered_shard_is_noticed_when_pairs_are_opened(tmp_path: Path) -> No
     shard.write_bytes(data)
     with pytest.raises(SisError, match="sha256 differs"):
         PairSet.open(tmp_path)
-
-
-def test_decoded_pairs_equal_the_pairs_and_are_decoded_once(tiny_pairs: Path, tmp_path: Path) -> None:
-    pairs = PairSet.open(tiny_pairs / "val")
-    data = decode_pairs(pairs, tmp_path)
-    assert data.ids == pairs.ids and len(data) == 16
-    for i, pair in enumerate(pairs):
-        np.testing.assert_array_equal(data.images[i], pair.image)
-        np.testing.assert_array_equal(data.labels[i], pairs.labels.channels(pair.label))
-        np.testing.assert_array_equal(data.instances[i], pair.instance)
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npy")}
-    decode_pairs(pairs, tmp_path)
-    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npy")} and len(before) == 3

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sis.config.files import label_space
 from sis.config.recipe import Recipe
-from sis.data.decoded import TrainingData
 from sis.data.manifest import read_manifest
+from sis.data.policies import Draw
+from sis.data.records import RawBatch, Records
 from sis.data.schemas import TRAINING_LOG
 from sis.data.tables import read_table
 from sis.data.tensors import load_tensors
+from sis.data.training_data import TrainingData
 from sis.errors import SisError
 from sis.methods.build import build_method, load_weights
 from sis.plan import RunSpec
@@ -33,11 +37,25 @@ class StoppedError(Exception):
     """Stands for a kill."""
 
 
-def data() -> TrainingData:
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (COUNT, 8, 8, 3), dtype=np.uint8)
-    labels = rng.integers(0, 4, (COUNT, 8, 8), dtype=np.uint8)
-    return TrainingData([f"train-{i}" for i in range(COUNT)], images, labels, labels.astype(np.uint16) * 1000)
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("sis-ahead")]
+
+
+class RandomPixels:
+    """Records that nothing on disk stands behind."""
+
+    def __init__(self) -> None:
+        self.images = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 3), dtype=np.uint8)
+
+    def fill(self, batch: RawBatch, position: int, index: int, draw: Draw | None) -> None:
+        batch.images[position], batch.labels[position] = self.images[index], index % 4
+
+
+def data(records: Records | None = None) -> TrainingData:
+    ids, space = [f"train-{i}" for i in range(COUNT)], label_space("scenes")
+    return TrainingData(ids, (8, 8), space, records or RandomPixels(), instances=False, augmented=False)
 
 
 def network() -> nn.Module:
@@ -149,69 +167,23 @@ def test_a_loss_that_is_not_finite_names_step_and_image(tmp_path: Path, bad: flo
     assert guilty
 
 
-def batches(recipe: Recipe, seed: int = 0) -> list[TrainBatch]:
-    run, everything = TrainingRun(Path(), "k", seed, "cpu", "t"), data()
-    return [run.batch(step, everything, recipe) for step in range(COUNT)]
+@pytest.mark.parametrize("error", [StoppedError, KeyboardInterrupt])
+def test_no_thread_outlives_a_run_that_ends_badly(tmp_path: Path, error: type[BaseException]) -> None:
+    def loss(batch: TrainBatch) -> Tensor:
+        assert [t for t in threading.enumerate() if t.name.startswith("sis-ahead")]
+        raise error
+
+    with pytest.raises(error):
+        TrainingRun(tmp_path, "k", 0, "cpu", "t").optimise(network(), loss, data(), RECIPE)
 
 
-def test_every_epoch_shows_every_image_once_in_another_order() -> None:
-    ids = [i for b in batches(Recipe(batch_size=4)) for i in b.image_ids]
-    epochs = [ids[k * COUNT : (k + 1) * COUNT] for k in range(4)]
-    assert all(sorted(e) == sorted(data().ids) for e in epochs)
-    assert len({tuple(e) for e in epochs}) == 4
+def test_a_pair_that_cannot_be_read_ends_the_training_with_its_own_words(tmp_path: Path) -> None:
+    class Torn:
+        def fill(self, batch: RawBatch, position: int, index: int, draw: Draw | None) -> None:
+            raise SisError("pixels differ", where="train-7")
 
-
-def test_a_batch_depends_on_seed_and_step_alone() -> None:
-    run, everything = TrainingRun(Path(), "k", 0, "cpu", "t"), data()
-    forwards = batches(Recipe(batch_size=4))
-    backwards = [run.batch(step, everything, Recipe(batch_size=4)) for step in reversed(range(COUNT))][::-1]
-    for one, two in zip(forwards, backwards, strict=True):
-        assert one.image_ids == two.image_ids and torch.equal(one.images, two.images)
-    assert [b.image_ids for b in batches(Recipe(batch_size=4), seed=1)] != [b.image_ids for b in forwards]
-
-
-def test_an_image_is_mirrored_alike_wherever_it_stands_in_a_batch() -> None:
-    def first_epoch(size: int) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for batch in batches(Recipe(batch_size=size)):
-            for image_id, image in zip(batch.image_ids, batch.images, strict=True):
-                found.setdefault(image_id, image)
-        return found
-
-    two, five = first_epoch(2), first_epoch(5)
-    assert all(torch.equal(two[i], five[i]) for i in data().ids)
-
-
-def test_image_label_and_instances_are_mirrored_together() -> None:
-    everything = data()
-    mirrored = plain = 0
-    for batch in batches(Recipe(batch_size=4)):
-        for k, image_id in enumerate(batch.image_ids):
-            i = everything.ids.index(image_id)
-            image = torch.from_numpy(everything.images[i]).permute(2, 0, 1).float() / 127.5 - 1
-            label = torch.from_numpy(everything.labels[i]).long()
-            flipped = torch.equal(batch.images[k], image.flip(-1))
-            assert flipped or torch.equal(batch.images[k], image)
-            expected = label.flip(-1) if flipped else label
-            assert torch.equal(batch.labels[k], expected)
-            assert torch.equal(batch.instances[k], expected * 1000)
-            mirrored, plain = mirrored + flipped, plain + (not flipped)
-    assert mirrored > 5 and plain > 5
-
-
-def test_nothing_is_mirrored_without_flip() -> None:
-    everything = data()
-    for batch in batches(Recipe(batch_size=3, flip=False)):
-        wanted = np.stack([everything.images[everything.ids.index(i)] for i in batch.image_ids])
-        assert torch.equal(batch.images, torch.from_numpy(wanted).permute(0, 3, 1, 2).float() / 127.5 - 1)
-
-
-def test_noise_of_an_image_differs_from_epoch_to_epoch() -> None:
-    drawn: dict[str, list[Tensor]] = {}
-    for batch in batches(Recipe(batch_size=5)):
-        for image_id, noise in zip(batch.image_ids, batch.noise.normal("eps", 0, (4,)), strict=True):
-            drawn.setdefault(image_id, []).append(noise)
-    assert all(not torch.equal(n[0], n[1]) for n in drawn.values())
+    with pytest.raises(SisError, match=r"pixels differ \[train-7\]"):
+        TrainingRun(tmp_path, "k", 0, "cpu", "t").optimise(network(), lambda b: b.images, data(Torn()), RECIPE)
 
 
 def test_learning_rate_warms_up_and_decays() -> None:

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sis.config.cards import Preparation
 from sis.data.labels import LabelSpace
 from sis.data.pair import Pair
@@ -26,6 +29,17 @@ class Policy:
 
     def __init__(self, size: Size, labels: LabelSpace, release: bool) -> None:
         self.size, self.labels, self.release = size, labels, release
+
+    def channels(self, pair: Pair) -> NDArray[np.uint8]:
+        """The pair's label map as one-hot channels `(h, w)`, void last.
+
+        Ids that a released filter invented are void here; priors read them as they are stored. Raises SisError naming
+        the image for ids outside the table otherwise.
+        """
+        label, void = pair.label, self.labels.void
+        if self.release and void is not None:
+            label = np.where((label < self.labels.count) | (label == void), label, np.uint8(void))
+        return self.labels.channels(label, where=pair.image_id)
 
     def view(self, pair: Pair) -> Pair:
         """The pair at `size`, without chance: what is judged, and what methods see of an unaugmented split."""

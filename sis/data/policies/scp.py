@@ -30,8 +30,11 @@ class Scp(Policy):
     def _label(self, pair: Pair) -> NDArray[np.uint8]:
         if not self.release:
             return nearest(pair.label, self.size)
-        blended = rounded(bilinear(self.labels.to_file(pair.label), self.size))
-        return self.labels.from_file(blended, where=pair.image_id)
+        void = [] if self.labels.void is None else [self.labels.void]
+        known = np.array([*range(self.labels.count), *void], np.uint8)
+        ids = np.arange(256, dtype=np.uint8)
+        ids[self.labels.to_file(known)] = known
+        return ids[rounded(bilinear(self.labels.to_file(pair.label), self.size))]
 
 
 POLICY = Scp
