@@ -46,7 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _stage_commands(commands)
+    _data_commands(commands)
     _artefact_commands(commands)
+    _checkpoint_commands(commands)
     _project_commands(commands)
     return parser
 
@@ -94,6 +96,27 @@ def _stage_commands(commands: _Commands) -> None:
     publish.add_argument("--out", required=True, type=Path, help="folder of the publication")
 
 
+def _data_commands(commands: _Commands) -> None:
+    text = "check raw datasets, describe prepared ones, unpack archives"
+    data = commands.add_parser("data", help=text, description=text[0].upper() + text[1:] + ".")
+    actions = data.add_subparsers(title="actions", metavar="ACTION", required=True, help="what to do")
+
+    check = _command(actions, "check", _data_check, "verify the raw files of a dataset without writing anything")
+    check.add_argument("dataset", help="name or card of the dataset")
+    check.add_argument("--root", type=Path, help="the dataset's folder (default: by config/config.yaml)")
+    check.add_argument("--workers", type=int, default=0, help="processes (default: one a core)")
+    check.add_argument("--quick", action="store_true", help="all names, but the pixels of a few pairs only")
+
+    card = _command(actions, "card", _data_card, "describe a prepared dataset: card.md, card.parquet, pairs.png")
+    card.add_argument("pairs", nargs="+", type=Path, help="every prepared split of one dataset (folder or manifest)")
+    card.add_argument("--dataset", help="name or card of the dataset (default: the name in the splits)")
+    card.add_argument("--out", required=True, type=Path, help="folder of the three files")
+
+    unpack = _command(actions, "unpack", _data_unpack, "unpack official archives, refusing what leaves the folder")
+    unpack.add_argument("archives", nargs="+", type=Path, help="zip or tar files")
+    unpack.add_argument("--into", required=True, help="a dataset (its folder by config/config.yaml), or ./FOLDER")
+
+
 def _artefact_commands(commands: _Commands) -> None:
     verify = _command(commands, "verify", _verify, "check every byte of artefacts against their manifests")
     verify.add_argument("paths", nargs="+", type=Path, help="artefacts, or folders full of them")
@@ -116,6 +139,30 @@ def _artefact_commands(commands: _Commands) -> None:
     bring.add_argument("--pattern", default="{image_id}.png", help="file names, with {image_id} and {sample}")
     bring.add_argument("--samples", type=int, default=1, help="images a label map (default: 1)")
     bring.add_argument("--out", required=True, type=Path, help="folder of the image set (or its manifest)")
+
+
+def _checkpoint_commands(commands: _Commands) -> None:
+    text = "look into checkpoints of others, bring them in as models, write models back out"
+    checkpoint = commands.add_parser("checkpoint", help=text, description=text[0].upper() + text[1:] + ".")
+    actions = checkpoint.add_subparsers(title="actions", metavar="ACTION", required=True, help="what to do")
+
+    look = _command(actions, "inspect", _checkpoint_inspect, "tell what a file of weights is and which network it fits")
+    look.add_argument("file", type=Path, help="checkpoint (.pt, .safetensors), or a model of ours")
+
+    bring = _command(actions, "import", _checkpoint_import, "make the model of a run of somebody's checkpoint")
+    bring.add_argument("file", type=Path, help="checkpoint (.pt, .safetensors)")
+    bring.add_argument("--experiment", required=True, help="name or file of the experiment")
+    bring.add_argument("--dataset", required=True, help="dataset of the experiment")
+    bring.add_argument("--run", dest="run_name", required=True, help="run of the experiment (name, or id with hash)")
+    bring.add_argument(
+        "--weights", choices=["ema", "raw"], default="not stated", help="what they are; recorded, since no file tells"
+    )
+    bring.add_argument("--out", required=True, type=Path, help="the model's file (.safetensors)")
+
+    export = _command(actions, "export", _checkpoint_export, "write a model as a checkpoint of an upstream format")
+    export.add_argument("model", type=Path, help="model of ours")
+    export.add_argument("--format", required=True, help="upstream format, as `inspect` calls it")
+    export.add_argument("--out", required=True, type=Path, help="the checkpoint's file (.pt)")
 
 
 def _project_commands(commands: _Commands) -> None:
@@ -202,6 +249,37 @@ def _publish(arguments: argparse.Namespace) -> None:
     publish_experiment(arguments.experiment, arguments.artefacts, arguments.out)
 
 
+def _data_check(arguments: argparse.Namespace) -> None:
+    from sis.config.files import dataset_card, dataset_root, settings
+    from sis.data.check import check_raw
+    from sis.data.parallel import available_cores
+
+    card = dataset_card(arguments.dataset)
+    root = arguments.root or dataset_root(card, settings())
+    report = check_raw(card, root, arguments.workers or available_cores(), arguments.quick)
+    print(report.text(), flush=True)  # noqa: T201
+    report.refuse()
+
+
+def _data_card(arguments: argparse.Namespace) -> None:
+    from sis.config.files import dataset_card
+    from sis.data.dataset_card import write_dataset_card
+
+    card = dataset_card(arguments.dataset) if arguments.dataset else None
+    print(f"wrote {write_dataset_card(arguments.pairs, arguments.out, card)}")  # noqa: T201
+
+
+def _data_unpack(arguments: argparse.Namespace) -> None:
+    from sis.config.files import dataset_card, dataset_root, settings
+    from sis.data.unpack import unpack
+
+    # A bare word is a dataset, so that a misspelt one is no new folder.
+    folder = "/" in arguments.into or Path(arguments.into).is_dir()
+    root = Path(arguments.into) if folder else dataset_root(dataset_card(arguments.into), settings())
+    for archive in arguments.archives:
+        print(f"{unpack(archive, root):,} files of {archive} unpacked into {root}")  # noqa: T201
+
+
 def _verify(arguments: argparse.Namespace) -> None:
     from sis.data.verify import verify_all
 
@@ -232,6 +310,35 @@ def _import(arguments: argparse.Namespace) -> None:
         samples_per_map=arguments.samples,
     )
     import_folder(job)
+
+
+def _checkpoint_inspect(arguments: argparse.Namespace) -> None:
+    from sis.checkpoints.artefact import inspect
+
+    for name, value in inspect(arguments.file).items():
+        print(f"{name:15} {value}")  # noqa: T201
+
+
+def _checkpoint_import(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from sis.checkpoints.artefact import Target, import_model
+    from sis.methods.build import build_method
+
+    spec = _spec(arguments)
+    with torch.device("meta"):  # shapes alone: every weight comes from the file
+        method = build_method(spec, "meta", None, None)
+    fit, width = method.fit_params.model_dump(), method.context.labels.width
+    target = Target(spec.method.name, spec.model_id, spec.dataset.name, fit, width)
+    import_model(arguments.file, arguments.weights, method.network, target, arguments.out)
+    print(f"wrote {arguments.out}")  # noqa: T201
+
+
+def _checkpoint_export(arguments: argparse.Namespace) -> None:
+    from sis.checkpoints.artefact import export_model
+
+    digest = export_model(arguments.model, arguments.format, arguments.out)
+    print(f"wrote {arguments.out} (sha256 {digest})")  # noqa: T201
 
 
 def _list(arguments: argparse.Namespace) -> None:

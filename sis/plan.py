@@ -211,6 +211,10 @@ class Plan:
     def all_dataset_cards(self) -> list[str]:
         return [self.dataset_card(d) for d in self.experiment.datasets]
 
+    def published_tables(self) -> list[str]:
+        """The papers' own numbers that stand beside ours."""
+        return [f"config/published/{name}.csv" for name in self.experiment.published]
+
     def artefacts(self) -> list[tuple[str, str]]:
         """(stage, path) of every artefact with a run record, in the order of the stages."""
         models = {("train", self.model(s.dataset.name, s.model_id)) for s in self.runs if s.model_id}

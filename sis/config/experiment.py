@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sis.config.base import Name, StrictModel
 from sis.config.cards import Scalar
@@ -17,6 +17,9 @@ class DatasetUse(StrictModel):
     """One dataset of an experiment."""
 
     protocol: Name = Field(description="how its images are judged: a file of config/protocols")
+    published: Name | Literal[""] = Field(
+        default="", description="what the tables of config/published call it; empty: the same"
+    )
 
 
 class Run(StrictModel):
@@ -29,6 +32,10 @@ class Run(StrictModel):
     seed: int = Field(default=0, ge=0, description="training seed")
     samples_per_map: int | None = Field(default=None, ge=1, description="images a label map; empty: the experiment's")
     datasets: list[Name] = Field(default=[], description="datasets of this run; empty: all of the experiment")
+    published: str | None = Field(
+        default="",
+        description="variant in the papers' tables that this run reproduces; empty: their main setting; null: none",
+    )
 
 
 class Experiment(StrictModel):
@@ -48,6 +55,21 @@ class Experiment(StrictModel):
     shard_size: int = Field(default=500, ge=1, description="images a shard")
     threads: int = Field(default=1, ge=1, description="CPU threads a job; part of what fixes the bits on a CPU")
     published: list[Name] = Field(default=[], description="tables of config/published shown beside ours")
+    published_metrics: dict[Name, Name] = Field(
+        default={}, description="our names of the papers' metrics where they differ, as `lpips: lpips-sdm`"
+    )
+
+    @model_validator(mode="after")
+    def _published_words_have_tables(self) -> Self:
+        """Words about the papers' tables, and no table named, are a forgotten line."""
+        words = [f"runs.{n}.published" for n, run in self.runs.items() if run.published]
+        words += [f"datasets.{n}.published" for n, use in self.datasets.items() if use.published]
+        words += ["published_metrics"] if self.published_metrics else []
+        if words and not self.published:
+            raise ValueError(f"{words[0]} needs `published:`, the tables of config/published that it speaks of")
+        if len(set(self.published)) < len(self.published):
+            raise ValueError("published: a table is named twice")
+        return self
 
 
 class Settings(StrictModel):

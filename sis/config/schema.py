@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Literal, TypeGuard, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -81,37 +83,65 @@ def check_all() -> str:
 def _table(model: type[BaseModel], prefix: str = "") -> list[str]:
     rows = [] if prefix else ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for name, field in model.model_fields.items():
-        inner = _nested(field.annotation)
-        default = "required" if field.default is PydanticUndefined else f"`{_shown(field.default)}`"
-        rows.append(f"| `{prefix}{name}` | {_kind(field.annotation)} | {default} | {field.description or ''} |")
+        default = "required" if field.default is PydanticUndefined else _shown(field.default)
+        meaning = (field.description or "").replace("|", r"\|").replace("<", r"\<")
+        rows.append(f"| `{prefix}{name}` | {_kind(field.annotation)} | {default} | {meaning} |")
+        inner, many = _section(field.annotation)
         if inner is not None:
-            star = "" if isinstance(field.annotation, type) else "*."
-            rows += _table(inner, f"{prefix}{name}.{star}")
+            rows += _table(inner, f"{prefix}{name}.{'*.' if many else ''}")
     return rows
 
 
-def _shown(value: object) -> str:
-    if isinstance(value, BaseModel):
-        return json.dumps(value.model_dump())
-    return json.dumps(value)
+def _shown(default: object) -> str:
+    return "as below" if isinstance(default, BaseModel) else f"`{json.dumps(default)}`"
+
+
+_WORDS: dict[object, str] = {str: "text", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
+_ANY = {str, int, float, bool}
 
 
 def _kind(annotation: object) -> str:
-    name = getattr(annotation, "__name__", None) if isinstance(annotation, type) else str(annotation)
-    for noise in ("typing.", "typing_extensions.", "sis.config.cards.", "sis.config.experiment.", "sis.data.labels."):
-        name = str(name).replace(noise, "")
-    if "Annotated[" in str(name) or "sis." in str(name):
-        name = "list" if "list" in str(name) else "mapping" if "dict" in str(name) else "text"
-    return str(name).replace("|", "or")
+    """A type in words: constraints are left to the descriptions and to the JSON schemas."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if annotation in _WORDS:
+        return _WORDS[annotation]
+    if origin is Annotated:
+        return _kind(inner[0])
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in inner)
+    if origin in (Union, UnionType):
+        words = [] if not set(inner) >= _ANY else ["value"]
+        return " or ".join([*words, *(_kind(a) for a in inner if not words or a not in _ANY)])
+    if origin is list:
+        return f"list of {_several(_kind(inner[0]))}"
+    if origin is dict:
+        return f"mapping to {_several(_kind(inner[1]))}"
+    own = [kind for kind, (_, model) in KINDS.items() if annotation is model]
+    if own:
+        return f"section as in [{own[0]}](#{own[0]}-{_anchor(KINDS[own[0]][0])})"
+    return "section" if _is_model(annotation) else str(getattr(annotation, "__name__", annotation))
 
 
-def _nested(annotation: object) -> type[BaseModel] | None:
-    import typing
+def _several(kind: str) -> str:
+    return f"{kind}s" if kind.isalpha() else kind
 
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in typing.get_args(annotation):
-        found = _nested(argument)
+
+def _anchor(place: str) -> str:
+    """What a heading's link makes of a path."""
+    return "".join(c for c in place if c.isalnum() or c in "_-")
+
+
+def _section(annotation: object) -> tuple[type[BaseModel] | None, bool]:
+    """The section that a key holds, if its keys have no table of their own, and whether it holds many of them."""
+    if _is_model(annotation):
+        return (None, False) if any(annotation is model for _, model in KINDS.values()) else (annotation, False)
+    many = get_origin(annotation) in (list, dict)
+    for argument in get_args(annotation):
+        found, repeated = _section(argument)
         if found is not None:
-            return found
-    return None
+            return found, many or repeated
+    return None, False
+
+
+def _is_model(annotation: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

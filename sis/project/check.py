@@ -12,16 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sis.config.files import dataset_card, named, project_root
+from sis.config.files import dataset_card, dataset_root, named, project_root, settings
 from sis.config.protocols import ProtocolCard
 from sis.errors import SisError, did_you_mean
 from sis.methods.discovery import MethodInfo, method_class, methods
 
 if TYPE_CHECKING:
+    from sis.config.cards import DatasetCard
     from sis.plan import RunSpec
 
 _DATASET, _PROTOCOL = "scenes_tiny", "scenes-tiny"
 _BATCH = 4
+#: Datasets of at most so many pairs are prepared as a whole; of each split of larger ones so many pairs.
+_SMALL, _SOME = 200, 32
 
 
 def check(name: str) -> int:
@@ -44,27 +47,53 @@ def check(name: str) -> int:
 
 
 def check_dataset(name: str) -> Iterator[str]:
-    """The contract of a dataset; yields each clause that holds, raises SisError at the first that does not."""
-    from sis.data.pairs import PairSet
-    from sis.data.prepare import data_root, prepare
+    """The contract of a dataset; yields each clause that holds, raises SisError at the first that does not.
+
+    The built-in scenes and small datasets are prepared twice as a whole, of larger ones some pairs.
+    """
+    from sis.data.check import check_raw
+    from sis.data.parallel import available_cores
 
     card = dataset_card(name)
+    root = dataset_root(card, settings())
+    report = check_raw(card, root, available_cores())
+    report.refuse()
+    whole = card.layout == "scenes" or sum(s.count for s in card.splits.values()) <= _SMALL
+    for facts in report.splits:
+        pairs = f"{facts.read:,} pairs as the card expects"
+        yield f"{facts.split}: {pairs}, every label id in the table {report.space.name}"
+        twice = _whole_twice if whole else _some_twice
+        yield f"{facts.split}: {twice(card, facts.split, root)} prepared twice, equal bytes"
+    if report.overlaps:
+        yield "; ".join(line for both in report.overlaps for line in both.lines()) + ", as its release has it"
+    else:
+        yield "no image is in two splits"
+
+
+def _whole_twice(card: DatasetCard, split: str, root: Path) -> str:
+    from sis.data.pairs import PairSet
+    from sis.data.prepare import prepare
+
     with tempfile.TemporaryDirectory() as folder:
-        seen: dict[str, str] = {}
-        for split in card.splits:
-            out = Path(folder, split)
-            first = prepare(card, split, data_root("data"), out)
-            pairs = PairSet.open(out)
-            yield f"{split}: {len(pairs)} pairs as the card expects, every label id in the table {card.labels}"
-            for pair in pairs:
-                key = pair.image.tobytes()
-                if seen.setdefault(key.hex()[:4096], split) != split:
-                    raise SisError(f"{split} and {seen[key.hex()[:4096]]} share an image", where=pair.image_id)
-            again = prepare(card, split, data_root("data"), Path(folder, f"{split}-again"))
-            if list(first.files.values()) != list(again.files.values()):
-                raise SisError(f"preparing {name}/{split} twice gives different bytes")
-            yield f"{split}: prepared twice, equal bytes"
-    yield "no image is in two splits"
+        first, again = (prepare(card, split, root, Path(folder, attempt)) for attempt in ("first", "again"))
+        if list(first.files.values()) != list(again.files.values()):
+            raise SisError(f"preparing {card.name}/{split} twice gives different bytes")
+        for pair in PairSet(first):
+            if pair.label.shape != (card.size[0], card.size[1]):
+                raise SisError(f"a label map of {pair.label.shape}, not {card.size}", where=pair.image_id)
+    return "all"
+
+
+def _some_twice(card: DatasetCard, split: str, root: Path) -> str:
+    from sis.data.prepare import Preparer, checked_entries
+    from sis.data.split_facts import spread
+
+    entries, preparer = checked_entries(card, split, root), Preparer(card, split)
+    chosen = [entries[i] for i in spread(len(entries), _SOME)]
+    for entry in chosen:
+        if preparer.row(entry)[0] != preparer.row(entry)[0]:
+            raise SisError(f"preparing {card.name}/{split} twice gives different bytes", where=entry.image_id)
+    return f"{len(chosen)} pairs"
 
 
 def check_method(info: MethodInfo) -> Iterator[str]:
@@ -124,7 +153,7 @@ def _check_variety(info: MethodInfo, hashes: dict[tuple[str, int], str]) -> None
 def _workshop(info: MethodInfo) -> Iterator[Callable[[str, int], dict[tuple[str, int], str]]]:
     """A temporary folder with tiny pairs and, where needed, a tiny trained model; yields a function that samples."""
     from sis.data.image_set import pixel_hashes
-    from sis.data.prepare import data_root, prepare
+    from sis.data.prepare import prepare
     from sis.device import prepare_device
     from sis.sampling.run import SampleJob, sample_run
     from sis.training.train import compute_prior, train_model
@@ -133,7 +162,7 @@ def _workshop(info: MethodInfo) -> Iterator[Callable[[str, int], dict[tuple[str,
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for split in ("train", "val"):
-            prepare(spec.dataset, split, data_root("data"), folder / split)
+            prepare(spec.dataset, split, folder, folder / split)
         model = prior = None
         if info.trains:
             model = folder / "model.safetensors"

@@ -25,7 +25,8 @@ def _datasets() -> list[tuple[str, ...]]:
     for name in _stems("datasets"):
         card = dataset_card(name)
         counts = ", ".join(f"{k} {v.count:,}" for k, v in card.splits.items())
-        rows.append((name, f"{card.size[0]}x{card.size[1]}", counts, card.title + (" (subset)" if card.subset else "")))
+        release = " (release)" if card.prepare.fidelity == "release" else ""
+        rows.append((name, f"{card.size[0]}x{card.size[1]}", counts, card.prepare.policy + release, card.shown))
     return rows
 
 

@@ -77,18 +77,24 @@ rule {name}:
         " --title '{title}' --out {{output.manifest}}) 2>&1 | tee {{log}}"
 '''
 
-DATASET = """name: {name}
+DATASET = """# Photographs and label maps that share a name (docs/datasets.md). Below data/{name}, or the folder that
+# config/config.yaml names under `roots:`, lie train/images/ID.jpg, train/labels/ID.png and the same for val.
+# Then: sis data check {name}
+name: {name}
 title: {title}
-layout: scenes
-labels: scenes
-size: [64, 64]
-splits:
-  train: {{count: 256}}
-  val: {{count: 64}}
-options:
-  seed: 1
-licence: Apache-2.0
-source: drawn by sis/data/scenes.py
+layout: folder
+labels:
+  void: 255                      # value of unlabelled pixels; null: every pixel has a class
+  classes:                       # ids 0, 1, 2, ... are the values in the label PNGs
+    - {{id: 0, name: background, colour: [70, 130, 180]}}
+    - {{id: 1, name: thing, colour: [220, 20, 60]}}
+size: [64, 64]                   # height, width of what methods see
+prepare: {{policy: sdm}}           # training: random crops, judging: squashed; `exact`: pictures have this size already
+splits:                          # how many pairs there are: another number is an error
+  train: {{count: 8}}
+  val: {{count: 2}}
+licence: unknown
+source: my own pictures
 """
 
 

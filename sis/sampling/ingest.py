@@ -81,8 +81,11 @@ def export_pictures(artefact: Path, out: Path, labels: bool = False, instances: 
     manifest = read_manifest(artefact)
     if manifest.artefact == "pairs":
         pairs = PairSet(manifest)
+        what = "label map" if labels else "instance map" if instances else "photograph"
         for pair in pairs:
-            picture = pair.label if labels else pair.instance if instances else pair.image
+            picture = {"label map": pair.label, "instance map": pair.instance, "photograph": pair.photograph}[what]
+            if picture is None:
+                raise SisError(f"{pairs.dataset}/{pairs.split} has no {what}s to export", where=artefact)
             write_bytes_atomic(out / f"{pair.image_id}.png", encode_png(picture))
         return len(pairs)
     if manifest.artefact != "images" or labels or instances:

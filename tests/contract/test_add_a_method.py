@@ -6,7 +6,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from project_copy import Project, copy_project
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "add-a-method.md"
@@ -52,7 +54,16 @@ def test_what_sis_new_writes_passes_its_contract(project: Project, kind: str) ->
 
 @pytest.mark.slow
 def test_new_datasets_and_metrics_pass_their_contracts(project: Project) -> None:
-    project.run("sis", "new", "dataset", "fresh_scenes")
-    assert "ok  " in project.run("sis", "check", "fresh_scenes").stdout
+    project.run("sis", "new", "dataset", "fresh_pairs")
+    refused = project.run("sis", "check", "fresh_pairs", check=False)
+    assert refused.returncode == 2 and "no folder with the raw files of fresh_pairs" in refused.stdout
+    for split, first, count in (("train", 0, 8), ("val", 8, 2)):
+        for index in range(first, first + count):
+            noise = np.random.default_rng(index).integers(0, 256, (70, 90, 3), np.uint8)
+            for kind, picture in (("images", noise), ("labels", noise[..., 0] % 2)):
+                path = project.folder / "data" / "fresh_pairs" / split / kind / f"{index:04d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture).save(path)
+    assert "ok  no image is in two splits" in project.run("sis", "check", "fresh_pairs").stdout
     project.run("sis", "new", "metric", "fresh_metric")
     assert "ok  " in project.run("sis", "check", "fresh_metric").stdout

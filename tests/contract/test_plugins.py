@@ -4,23 +4,29 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import miniatures
 import pytest
 
 from evaluators.check import check_metric
 from evaluators.discovery import find_metric, find_segmenter, stems
+from sis.config.cards import DatasetCard
 from sis.config.files import dataset_card, label_space, project_root
-from sis.data.prepare import layout_module
+from sis.data.layouts import Entry, layout_module
+from sis.data.pair import Pair
 from sis.errors import SisError
 from sis.methods.discovery import methods
+from sis.project import check as project_check
 from sis.project.check import check, check_dataset, check_method
 
 METHODS = methods()
 DATASETS = sorted(p.stem for p in (project_root() / "config" / "datasets").glob("*.yaml"))
 #: Drawn here in a moment; larger ones are prepared by their own rule.
 SMALL = [name for name in DATASETS if sum(s.count for s in dataset_card(name).splits.values()) <= 200]
+BUILT_IN = [name for name in SMALL if dataset_card(name).layout == "scenes"]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -30,21 +36,42 @@ def test_every_method_keeps_its_contract(name: str) -> None:
     assert len(clauses) >= least[METHODS[name].kind]
 
 
-@pytest.mark.parametrize("name", [n for n in DATASETS if n in SMALL])
-def test_every_small_dataset_keeps_its_contract(name: str) -> None:
-    assert list(check_dataset(name))[-1] == "no image is in two splits"
+@pytest.mark.parametrize("name", SMALL)
+def test_every_small_dataset_keeps_its_contract(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name not in BUILT_IN:
+        mini = miniatures.write(name.removesuffix("_mini"), tmp_path / "raw")
+        monkeypatch.setattr(project_check, "dataset_root", lambda card, site: mini.root)
+    clauses = list(check_dataset(name))
+    assert clauses[-1] == "no image is in two splits"
+    assert sum(c.endswith("all prepared twice, equal bytes") for c in clauses) == len(dataset_card(name).splits)
+
+
+def test_of_a_large_dataset_some_pairs_are_prepared_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mini = miniatures.write("ade20k", tmp_path / "raw")
+    monkeypatch.setattr(project_check, "dataset_root", lambda card, site: mini.root)
+    monkeypatch.setattr(project_check, "_SMALL", 0)
+    monkeypatch.setattr(project_check, "_SOME", 3)
+    assert "train: 3 pairs prepared twice, equal bytes" in list(check_dataset("ade20k_mini"))
+
+
+def test_a_dataset_whose_raw_files_are_not_here_says_where_they_belong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(project_check, "dataset_root", lambda card, site: tmp_path / "nowhere")
+    with pytest.raises(SisError, match=r"no folder with the raw files of ade20k_mini \[.*nowhere\]"):
+        list(check_dataset("ade20k_mini"))
 
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_dataset_card_names_a_layout_and_a_label_table(name: str, tmp_path: Path) -> None:
     card = dataset_card(name)
     layout = layout_module(card)
-    assert callable(layout.ids) and callable(layout.load)
+    assert callable(layout.entries) and callable(layout.read)
     assert label_space(card.labels).evaluated_ids
     assert (layout.__doc__ or "").strip()
     if card.layout == "scenes":
         for split, wanted in card.splits.items():
-            ids = layout.ids(card, split, tmp_path)
+            ids = [entry.image_id for entry in layout.entries(card, split, tmp_path)]
             assert len(ids) == wanted.count and ids == sorted(set(ids))
 
 
@@ -195,9 +222,29 @@ def test_a_contestant_that_reads_photographs_is_refused(monkeypatch: pytest.Monk
 def test_a_dataset_that_shows_a_training_image_in_val_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from sis.data.layouts import scenes
 
-    load = scenes.load
-    monkeypatch.setattr(scenes, "load", lambda card, split, root, name: load(card, "train", root, "train-" + name[-5:]))
-    with pytest.raises(SisError, match="share an image"):
+    read = scenes.read
+
+    def leaky(card: DatasetCard, entry: Entry) -> Pair:
+        same = Entry("train-" + entry.image_id[-5:], "train")
+        return replace(read(card, same), image_id=entry.image_id)
+
+    monkeypatch.setattr(scenes, "read", leaky)
+    with pytest.raises(SisError, match="16 photographs in both train and val: train-00000 = val-00000"):
+        list(check_dataset("scenes_tiny"))
+
+
+def test_a_dataset_whose_preparation_depends_on_chance_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from itertools import count
+
+    from sis.data.layouts import scenes
+
+    read, calls = scenes.read, count()
+
+    def fickle(card: DatasetCard, entry: Entry) -> Pair:
+        return replace(read(card, entry), reference_id=f"train-{next(calls) % 47:05d}")
+
+    monkeypatch.setattr(scenes, "read", fickle)
+    with pytest.raises(SisError, match=r"scenes_tiny/.* twice gives different bytes"):
         list(check_dataset("scenes_tiny"))
 
 

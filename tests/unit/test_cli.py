@@ -18,7 +18,9 @@ from sis.plan import RunSpec
 from sis.sampling.run import SampleJob, sample_run
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["prepare", "train", "prior", "sample", "publish", "verify", "export", "import", "list", "new", "check"]
+COMMANDS = [
+    "prepare", "train", "prior", "sample", "publish", "data", "verify", "export", "import", "list", "new", "check",
+]  # fmt: skip
 RUN = ["--experiment", "tiny", "--dataset", "scenes_tiny", "--pairs", "p", "--out", "x", "--run"]
 
 

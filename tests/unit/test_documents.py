@@ -25,6 +25,18 @@ def test_every_configuration_key_has_a_description() -> None:
     assert all(row.rsplit("|", 2)[1].strip() for row in rows)
 
 
+def test_types_are_shown_in_words() -> None:
+    rows = {
+        r.split("|")[1].strip(" `"): r.split("|")[2].strip() for r in schema.markdown().splitlines() if r[:3] == "| `"
+    }
+    assert rows["splits"] == "mapping to sections" and rows["splits.*.image"] == "text or list of texts"
+    assert rows["prepare.fidelity"] == "`paper` or `release`" and rows["edges"] == "boolean"
+    assert rows["size"] == "list of integers" and rows["runs.*.fit"] == "mapping to value or list of values"
+    assert rows["labels"].startswith("text or section as in [labels](#labels-") and "labels.classes" not in rows
+    code = re.compile(r"typing|Annotated|Literal|sis\.|dict|NoneType|None")
+    assert not [key for key, kind in rows.items() if code.search(kind)]
+
+
 def test_schemas_are_written_for_every_kind_of_file(tmp_path: Path) -> None:
     paths = schema.write_schemas(tmp_path)
     assert {p.name.split(".")[0] for p in paths} == set(schema.KINDS)

@@ -145,8 +145,9 @@ def test_a_new_method_is_discovered_at_once(project_copy: Path, kind: str) -> No
 def test_a_new_dataset_card_loads(project_copy: Path) -> None:
     from sis.config.files import dataset_card
 
-    scaffold("dataset", "my_scenes")
-    assert dataset_card("my_scenes").splits["val"].count == 64
+    scaffold("dataset", "my_pairs")
+    card = dataset_card("my_pairs")
+    assert (card.layout, card.splits["val"].count, card.prepare.policy) == ("folder", 2, "sdm")
 
 
 def test_a_new_file_never_overwrites_another(project_copy: Path) -> None:

@@ -177,7 +177,7 @@ def test_the_judge_changes_with_its_training_and_its_dataset(project_copy: Path)
 def test_words_of_a_dataset_change_no_name(project_copy: Path) -> None:
     before = load_plan(experiment="tiny")
     card = project_copy / "config" / "datasets" / "scenes_tiny.yaml"
-    card.write_text(card.read_text().replace("title: scenes (tiny)", "title: Another title"))
+    card.write_text(card.read_text().replace("title: scenes", "title: Another title"))
     after = load_plan(experiment="tiny")
     assert after.runs[0].dataset.title == "Another title"
     assert [s.run_id for s in after.runs] == [s.run_id for s in before.runs]

@@ -4,6 +4,7 @@ rule publish:
         images=plan.all_images(),
         pairs=plan.all_pairs(),
         cards=plan.all_dataset_cards(),
+        papers=plan.published_tables(),
     output:
         scores=plan.published("scores.parquet"),
         page=report(
