@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runners of golden cases: which function answers which kind, and how its answer is compared.
+
+A runner is a plain function `(case, data) -> found`: `case` is case.json, `data` the arrays of data.npz, `found` maps
+the names of the case's outputs to arrays, or to `Near` where rounding may differ. It takes every parameter from the
+case, never from its folder's name. Every output that the case lists must be found.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Near:
+    """An array that may differ from the case's in every element by `atol` plus `rtol` times the case's value there."""
+
+    array: NDArray
+    atol: float
+    rtol: float = 0.0
+
+
+Case = dict[str, Any]
+Data = dict[str, NDArray]
+Found = Mapping[str, NDArray | Near]
+
+#: Kind to the function that answers it: module of this folder, name.
+RUNNERS: dict[str, tuple[str, str]] = {
+    "gan.spade.preprocess": ("conditions", "spade_preprocess"),
+    "iidm.label_onehot": ("conditions", "iidm_label_onehot"),
+    "scp.hint_encode": ("hints", "hint_encode"),
+    "sdm.blocks": ("sdm_network", "blocks"),
+    "sdm.chain_ddim": ("sdm_network", "chain_ddim"),
+    "sdm.chain_ddpm": ("sdm_network", "chain_ddpm"),
+    "sdm.condition_input": ("conditions", "condition_input"),
+    "sdm.diffusion_math": ("sdm_mathematics", "diffusion_math"),
+    "sdm.edges": ("conditions", "edges"),
+    "sdm.model_keys": ("sdm_network", "model_keys"),
+    "sdm.preprocess": ("preparation", "sdm_preprocess"),
+    "sdm.schedule": ("sdm_mathematics", "schedules"),
+    "sdm.timestep_embedding": ("sdm_network", "embedding"),
+    "sdm.train_steps": ("sdm_training", "train_steps"),
+    "sdm.unet": ("sdm_network", "unet"),
+}
+
+#: Kinds that are declined for good, with the reason.
+DECLINED = {
+    "sdm.unet_legacy": "strided resampling and additive time embedding: no released SDM model uses these flags",
+}
+
+
+def run_case(folder: Path) -> None:
+    """Run the case in a folder and compare all its outputs."""
+    if not (folder / "case.json").is_file():
+        pytest.fail(f"no case.json below {folder}", pytrace=False)
+    case = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+    kind = case.get("kind")
+    if kind in DECLINED:
+        pytest.skip(f"{kind} is declined: {DECLINED[kind]}")
+    if kind not in RUNNERS:
+        pytest.fail(f"no runner for kind {kind!r}; known: {sorted(RUNNERS)}", pytrace=False)
+    module, name = RUNNERS[kind]
+    runner: Callable[[Case, Data], Found] = getattr(importlib.import_module(f"runners.{module}"), name)
+    with np.load(folder / "data.npz", allow_pickle=False) as arrays:
+        data = dict(arrays)
+    compare(runner(case, data), {output: data[output] for output in names(case["outputs"])})
+
+
+def names(entries: list) -> list[str]:
+    """The names of a case's inputs or outputs, which stand there alone or with their shapes."""
+    return [entry if isinstance(entry, str) else entry["name"] for entry in entries]
+
+
+def compare(found: Found, expected: Mapping[str, NDArray]) -> None:
+    """Fail unless every expected array was found, with its shape and its values."""
+    assert expected, "the case lists no outputs"
+    missing = sorted(set(expected) - set(found))
+    assert not missing, f"outputs that the runner did not find: {missing}"
+    for name, right in expected.items():
+        ours = found[name]
+        near = ours if isinstance(ours, Near) else Near(ours, 0.0)
+        array = near.array
+        assert array.shape == right.shape, f"{name}: shape {array.shape}, the case has {right.shape}"
+        np.testing.assert_allclose(
+            array.astype(np.float64),
+            right.astype(np.float64),
+            rtol=near.rtol,
+            atol=near.atol,
+            err_msg=name,
+            equal_nan=False,
+        )
