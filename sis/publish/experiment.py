@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from sis.config.files import project_root
 from sis.data.image_set import ImageSet
 from sis.data.manifest import read_manifest, write_manifest
 from sis.data.pairs import PairSet
@@ -15,6 +14,7 @@ from sis.data.provenance import RunRecord
 from sis.plan import Plan, load_plan
 from sis.publish.context import DatasetPublish, PublishContext, StageTiming
 from sis.publish.publish import publish
+from sis.publish.published import PlannedRun, load_published, numbers_beside
 
 
 def publish_experiment(experiment: str, artefacts: str, out: Path) -> list[Path]:
@@ -63,6 +63,8 @@ def _timing(stage: str, path: Path) -> StageTiming:
 
 
 def _published(plan: Plan) -> pd.DataFrame | None:
-    folder = project_root() / "config" / "published"
-    frames = [pd.read_csv(folder / f"{name}.csv") for name in plan.experiment.published]
-    return pd.concat(frames, ignore_index=True) if frames else None
+    """The papers' numbers that this experiment names, each beside the runs that it belongs to."""
+    if not plan.experiment.published:
+        return None
+    runs = [PlannedRun(spec.dataset.name, spec.name, spec.method.name) for spec in plan.runs]
+    return numbers_beside(load_published(plan.experiment.published), plan.experiment, runs)

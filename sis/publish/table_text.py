@@ -134,7 +134,7 @@ def _markdown_row(table: Table, row: Row) -> list[str]:
         marked = {"best": f"**{text}**", "second": f"<ins>{text}</ins>", "": text}[cell.standing.mark]
         fields.append(marked + _interval(cell, column, r" \[{}, {}\]"))
         if table.published_in(index):
-            papers = [f"{format_number(p.value, column.digits)} ({escape_markdown(p.source)})" for p in cell.published]
+            papers = [f"{p.value:g} ({escape_markdown(p.source)})" for p in cell.published]
             differences = [_signed(p.difference, column.digits) for p in cell.published]
             fields += ["; ".join(papers), "; ".join(differences)]
     return fields
@@ -147,10 +147,7 @@ def _latex_row(table: Table, row: Row) -> list[str]:
         marked = {"best": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}", "": text}
         fields.append(marked[cell.standing.mark] + _interval(cell, column, r" {{\scriptsize [{}, {}]}}"))
         if table.published_in(index):
-            papers = [
-                f"{format_number(p.value, column.digits)} ({_signed(p.difference, column.digits)})"
-                for p in cell.published
-            ]
+            papers = [f"{p.value:g} ({_signed(p.difference, column.digits)})" for p in cell.published]
             fields.append(rf"\textcolor{{gray}}{{{escape_latex('; '.join(papers))}}}" if papers else "")
     return fields
 
@@ -178,6 +175,17 @@ def _notes(table: Table) -> list[str]:
         f"- {escape_markdown(column.title)}: {escape_markdown(column.remark)}"
         for column in table.columns
         if column.remark
+    ]
+    papers = {
+        (paper.source, paper.note): column.title
+        for row in table.rows
+        for column, cell in zip(table.columns, row.cells, strict=True)
+        for paper in cell.published
+        if paper.note
+    }
+    notes += [
+        f"- {escape_markdown(source)}, {escape_markdown(title)}: {escape_markdown(note)}"
+        for (source, note), title in papers.items()
     ]
     runs_by_note: dict[tuple[str, str], list[str]] = {}
     for row in table.rows:

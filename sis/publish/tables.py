@@ -15,8 +15,11 @@ from sis.publish.ranking import UNRANKED, Standing, rank_scores, require_one
 
 PER_CLASS = "iou"
 
-#: Columns that a table of published numbers has to have.
+#: Columns that a table of published numbers has to have; a column `run` says beside which run alone a number stands.
 PUBLISHED_COLUMNS = ("paper", "table", "dataset", "method", "variant", "metric", "value", "direction", "note")
+
+#: The papers' numbers by (run or "", method, metric).
+Papers = dict[tuple[str, str, str], list[dict]]
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ class Table:
 def comparison_table(scores: pd.DataFrame, published: pd.DataFrame | None = None) -> Table:
     """Compare runs over all overall metrics of one dataset and protocol.
 
-    `scores` has the columns of the scores schema; `published` those of config/published/ (optional).
+    `scores` has the columns of the scores schema; `published` those of config/published/ (optional), and may have a
+    column `run`: such a number stands beside that run, others beside every run of their method.
     A metric whose rows carry several protocol ids (speed on several devices) gets a column for each id that has
     values. Raises SisError when datasets or protocols are mixed, a run has two values in one column, or columns
     are missing.
@@ -136,9 +140,7 @@ def class_tables(scores: pd.DataFrame) -> list[Table]:
     return tables
 
 
-def _table(
-    caption: str, scores: pd.DataFrame, columns: list[Column], papers: dict[tuple[str, str], list[dict]]
-) -> Table:
+def _table(caption: str, scores: pd.DataFrame, columns: list[Column], papers: Papers) -> Table:
     ranks = rank_scores(scores)
     earned = {i: Standing(_whole(r), m) for i, r, m in zip(ranks.index, ranks["rank"], ranks["mark"], strict=True)}
     runs = [_row(group, columns, earned, papers) for _, group in scores.groupby("run_id", sort=True)]
@@ -172,7 +174,7 @@ def _row(
     group: pd.DataFrame,
     columns: list[Column],
     earned: dict[Hashable, Standing],
-    papers: dict[tuple[str, str], list[dict]],
+    papers: Papers,
 ) -> Row:
     first = group.iloc[0]
     cells = {str(name): _cell(rows, earned, papers) for name, rows in group.groupby("column")}
@@ -190,11 +192,11 @@ def _row(
     )
 
 
-def _cell(rows: pd.DataFrame, earned: dict[Hashable, Standing], papers: dict[tuple[str, str], list[dict]]) -> Cell:
+def _cell(rows: pd.DataFrame, earned: dict[Hashable, Standing], papers: Papers) -> Cell:
     row, index = rows.iloc[0], rows.index[0]
     value = _finite(row["value"])
     # A stand-in's number is another metric: its name carries the stand-in, so it never meets a published number.
-    entries = [] if row["stand_in"] else papers.get((_key(row["method"]), _key(row["metric"])), [])
+    entries = [] if row["stand_in"] else _entries(row, papers)
     return Cell(
         value=value,
         low=_finite(row["low"]),
@@ -215,8 +217,22 @@ def _cell(rows: pd.DataFrame, earned: dict[Hashable, Standing], papers: dict[tup
     )
 
 
-def _published_index(published: pd.DataFrame | None, dataset: str) -> dict[tuple[str, str], list[dict]]:
-    """Group the papers' numbers for `dataset` by (method, metric), both compared without regard to case."""
+def _entries(row: pd.Series, papers: Papers) -> list[dict]:
+    """What papers print in this place: for the run alone, and for every run of its method."""
+    keys = dict.fromkeys((_key(run), _key(row["method"]), _key(row["metric"])) for run in ("", row["run"]))
+    entries = [entry for key in keys for entry in papers.get(key, [])]
+    for entry in entries:
+        if entry["direction"] != row["direction"]:
+            raise SisError(
+                f"{row['metric']}: {row['direction']} is better, {entry['direction']} in {entry['paper']}",
+                where=f"config/published, {entry['table']}",
+                fix="two different metrics share a name: see `published_metrics:` of the experiment",
+            )
+    return entries
+
+
+def _published_index(published: pd.DataFrame | None, dataset: str) -> Papers:
+    """Group the papers' numbers for `dataset` by (run, method, metric), compared without regard to case."""
     if published is None:
         return {}
     missing = [c for c in PUBLISHED_COLUMNS if c not in published.columns]
@@ -226,11 +242,12 @@ def _published_index(published: pd.DataFrame | None, dataset: str) -> dict[tuple
             where="config/published",
             fix="columns are " + ", ".join(PUBLISHED_COLUMNS),
         )
-    index: dict[tuple[str, str], list[dict]] = {}
+    index: Papers = {}
     ordered = published.astype(dict.fromkeys(("paper", "table", "variant"), str))
     for entry in ordered.sort_values(["paper", "table", "variant"], kind="stable").to_dict("records"):
         if _key(entry["dataset"]) == _key(dataset) and _finite(entry["value"]) is not None:
-            index.setdefault((_key(entry["method"]), _key(entry["metric"])), []).append(entry)
+            key = (_key(_text(entry.get("run"))), _key(entry["method"]), _key(entry["metric"]))
+            index.setdefault(key, []).append(entry)
     return index
 
 

@@ -128,3 +128,18 @@ def test_text_does_not_depend_on_the_order_of_the_rows() -> None:
     overall = [r for r in rows if not r["class_name"]]
     for write in (to_markdown, to_latex, to_csv):
         assert write(_table(overall)) == write(_table(overall[::-1]))
+
+
+def test_a_number_for_one_run_stands_beside_that_run_alone() -> None:
+    rows = [example.score(run=run, run_id=run, method="sdm", title=run) for run in ("full", "concat")]
+    papers = example.published().iloc[:1].assign(run="concat")
+    shown = {row.run: [p.value for p in row.cells[0].published] for row in _table(rows, papers).rows}
+    assert shown == {"full": [], "concat": [63.1]}
+    everywhere = {row.run: len(row.cells[0].published) for row in _table(rows, papers.drop(columns="run")).rows}
+    assert everywhere == {"full": 1, "concat": 1}
+
+
+def test_a_paper_that_counts_the_other_way_round_is_refused() -> None:
+    papers = example.published().assign(direction="lower")
+    with pytest.raises(SisError, match=r"miou: higher is better, lower in SDM \[config/published, Table I\]"):
+        _table(published=papers)
