@@ -17,7 +17,18 @@ from sis.data.provenance import RunRecord
 from sis.errors import SisError, did_you_mean, first_of
 
 VERSION = 1
-ARTEFACTS = ("pairs", "decoded", "model", "prior", "images", "segmenter", "partials", "scores", "publication")
+ARTEFACTS = (
+    "pairs",
+    "decoded",
+    "model",
+    "training",
+    "prior",
+    "images",
+    "segmenter",
+    "partials",
+    "scores",
+    "publication",
+)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from sis.data.manifest import Manifest, read_manifest
 from sis.data.pair import Origin, Pair
 from sis.data.policies import Policy, policy_of
 from sis.data.schemas import PAIRS
-from sis.data.tables import read_table, table_metadata
+from sis.data.tables import read_groups, table_metadata
 from sis.errors import SisError, did_you_mean
 
 #: Rows that are read together on random access.
@@ -142,13 +142,18 @@ def _decoded(picture: dict | None, where: str, mode: str) -> NDArray | None:
     return None if picture is None else decode_png(picture["bytes"], where=where, mode=mode)
 
 
-def good_shard(path: Path, key: str) -> list[NDArray[np.uint8]] | None:
-    """The label maps of a finished shard of this very preparation; None when it is absent, other or damaged."""
+def label_histogram(pair: Pair) -> NDArray[np.int64]:
+    """Pixels of each stored id, `(256,)`."""
+    return np.bincount(pair.label.ravel(), minlength=256)
+
+
+def good_shard(path: Path, key: str) -> list[NDArray[np.int64]] | None:
+    """The label histograms of a finished shard of this very preparation; None if it is absent, other or damaged."""
     if not path.is_file():
         return None
     try:
         if table_metadata(path).get("key") != key:
             return None
-        return [decode_row(row, str(path)).label for row in read_table(path, PAIRS).to_pylist()]
+        return [label_histogram(decode_row(row, str(path))) for rows in read_groups(path, PAIRS) for row in rows]
     except SisError:
         return None

@@ -18,7 +18,7 @@ from sis.data.labels import LabelSpace
 from sis.data.layouts import Entry, layout_module
 from sis.data.manifest import Manifest, stable_hash, write_manifest
 from sis.data.pair import Pair
-from sis.data.pairs import ROW_GROUP, good_shard, pair_row
+from sis.data.pairs import ROW_GROUP, good_shard, label_histogram, pair_row
 from sis.data.parallel import ordered_map
 from sis.data.policies import Policy, policy_of
 from sis.data.provenance import RunRecord
@@ -74,7 +74,7 @@ class Preparer:
     def row(self, entry: Entry) -> tuple[dict, np.ndarray]:
         """One encoded row and its label histogram, int64 `(256,)`."""
         pair = self.stored(entry)
-        return pair_row(pair, self.size), np.bincount(pair.label.ravel(), minlength=256)
+        return pair_row(pair, self.size), label_histogram(pair)
 
 
 def prepare(card: DatasetCard, split: str, root: Path, out: Path, workers: int = 1) -> Manifest:
@@ -101,8 +101,7 @@ def prepare(card: DatasetCard, split: str, root: Path, out: Path, workers: int =
             if kept is None:
                 missing.append((path, part))
                 continue
-            for label in kept:
-                histogram = np.bincount(label.ravel(), minlength=256)
+            for histogram in kept:
                 pixels, images = pixels + histogram, images + (histogram > 0)
             progress.update(len(part))
         tasks = [e for _, part in missing for e in part]

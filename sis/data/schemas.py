@@ -74,13 +74,31 @@ SCORES = pa.schema(
 #: Scores as they are published: without the bootstrap replicates.
 PUBLISHED_SCORES = pa.schema([f for f in SCORES if f.name != "replicates"])
 
-#: One row a logged training step; `seconds` and `images` count from the start of training.
+#: Parts of a loss that methods may give; each has a column of the training log.
+LOSS_PARTS = ("simple", "vlb")
+
+#: Channels of a photograph.
+CHANNELS = ("red", "green", "blue")
+
+#: One row a logged training step. `loss` and its parts are means over the step's images; `gradient_norm` is infinite
+#: where fp16 skipped the step; `seconds` (of steps, not of pictures) and `images` count from the start of training.
+#: Steps with a picture tell mean and standard deviation of each channel, 0..255, of its samples and its photographs.
 TRAINING_LOG = pa.schema(
     [
         ("step", pa.int64()),
+        ("stage", pa.int64()),
         ("loss", pa.float64()),
+        *[(name, pa.float64()) for name in LOSS_PARTS],
+        ("learning_rate", pa.float64()),
+        ("gradient_norm", pa.float64()),
         ("seconds", pa.float64()),
         ("images", pa.int64()),
+        *[
+            (f"{what}_{value}_{channel}", pa.float64())
+            for what in ("sample", "data")
+            for value in ("mean", "std")
+            for channel in CHANNELS
+        ],
     ]
 )
 

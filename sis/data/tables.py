@@ -61,6 +61,17 @@ def read_table(path: Path | str, schema: pa.Schema, columns: list[str] | None = 
         raise SisError("damaged Parquet file", where=path, fix="delete it and run its stage again") from error
 
 
+def read_groups(path: Path, schema: pa.Schema) -> Iterator[list[dict]]:
+    """The rows of a Parquet file, a row group at a time; raises SisError as `read_table` does."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            _require(file.schema_arrow, schema, path)
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise SisError("damaged Parquet file", where=path, fix="delete it and run its stage again") from error
+
+
 def table_metadata(path: Path | str) -> dict:
     """The JSON facts that `write_table` stored in the file's footer."""
     try:
