@@ -37,11 +37,15 @@ def network_denoiser(
     """
 
     def denoise(x: Tensor, t: Tensor) -> Prediction:
-        out = network(x, t, label)
-        first, variance = out.chunk(2, dim=1) if learn_sigma else (out, None)
-        return Prediction(first if velocity is None else noise_of_velocity(velocity, first, x, t), variance)
+        return prediction(network(x, t, label), x, t, learn_sigma, velocity)
 
     return denoise
+
+
+def prediction(out: Tensor, x: Tensor, t: Tensor, learn_sigma: bool, velocity: Schedule | None) -> Prediction:
+    """Read a network's output `(b, c or 2c, h, w)` at x_t; options as in `network_denoiser`."""
+    first, variance = out.chunk(2, dim=1) if learn_sigma else (out, None)
+    return Prediction(first if velocity is None else noise_of_velocity(velocity, first, x, t), variance)
 
 
 def noise_of_velocity(schedule: Schedule, v: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -60,7 +64,11 @@ def guided(conditional: Denoiser, null: Denoiser, scale: float) -> Denoiser:
         return conditional
 
     def denoise(x: Tensor, t: Tensor) -> Prediction:
-        with_label, without = conditional(x, t), null(x, t)
-        return Prediction(without.eps + scale * (with_label.eps - without.eps), with_label.variance)
+        return mixed(conditional(x, t), null(x, t), scale)
 
     return denoise
+
+
+def mixed(conditional: Prediction, null: Prediction, scale: float) -> Prediction:
+    """Two branches as one: see `guided`."""
+    return Prediction(null.eps + scale * (conditional.eps - null.eps), conditional.variance)

@@ -23,7 +23,22 @@ class PatchedUNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         """As SDMUNet: `(b, c, h, w)` to `(b, c or 2c, h, w)`; h and w divisible by p * 2^(levels - 1)."""
-        p = self.patch
-        out = self.unet(F.pixel_unshuffle(x, p), t, F.pixel_unshuffle(label, p))
+        return self.unfolded(self.unet(self.folded(x), t, self.folded(label)))
+
+    def folded(self, x: Tensor) -> Tensor:
+        """Pixels `(b, c, h, w)` as channels of patches `(b, c p^2, h / p, w / p)`."""
+        return F.pixel_unshuffle(x, self.patch)
+
+    def unfolded(self, out: Tensor) -> Tensor:
+        """The inner network's answer as pixels again."""
         halves = out.chunk(2, dim=1) if self.learn_sigma else (out,)
-        return torch.cat([F.pixel_shuffle(half, p) for half in halves], dim=1)
+        return torch.cat([F.pixel_shuffle(half, self.patch) for half in halves], dim=1)
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether training keeps block inputs only and computes the insides again for gradients."""
+        return self.unet.checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, on: bool) -> None:
+        self.unet.checkpointing = on

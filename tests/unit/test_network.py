@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from plain_unet import DEMO, label_maps, network, noisy, plain
 from torch import Tensor, nn
 
 from sis.nets.patches import PatchedUNet
-from sis.nets.sdm_unet import SDMUNet, UNetConfig, timestep_embedding
+from sis.nets.sdm_unet import ResBlock, SDMUNet, UNetConfig, timestep_embedding
 from sis.nets.spade import SPADE, groups_of
 
 LABELS = 5
@@ -38,7 +39,10 @@ def inputs(size: int = 16, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     return x, torch.arange(batch) * 7, nn.functional.one_hot(ids, LABELS).permute(0, 3, 1, 2).float()
 
 
-@pytest.mark.parametrize("conditioning", ["spade", "concat"])
+WAYS = ["spade", "spade_encoder", "spade_both", "concat"]
+
+
+@pytest.mark.parametrize("conditioning", WAYS)
 @pytest.mark.parametrize("learn_sigma", [True, False])
 @pytest.mark.parametrize("multipliers", [[1], [1, 2], [2, 1, 3]])
 def test_the_output_has_the_shape_of_the_input(conditioning: str, learn_sigma: bool, multipliers: list[int]) -> None:
@@ -52,7 +56,7 @@ def test_a_fresh_network_predicts_zero() -> None:
     assert not SDMUNet(config(), 3, LABELS)(*inputs()).any()
 
 
-@pytest.mark.parametrize("conditioning", ["spade", "concat"])
+@pytest.mark.parametrize("conditioning", WAYS)
 def test_the_label_map_matters_and_null_is_a_condition_of_its_own(conditioning: str) -> None:
     network = awake(SDMUNet(config(conditioning=conditioning), 3, LABELS))
     x, t, label = inputs()
@@ -75,8 +79,9 @@ def test_images_of_a_batch_do_not_touch_each_other() -> None:
     torch.testing.assert_close(whole, alone, atol=1e-5, rtol=1e-5)
 
 
-def test_every_weight_is_used() -> None:
-    network = awake(SDMUNet(config(), 3, LABELS)).train()
+@pytest.mark.parametrize("conditioning", WAYS)
+def test_every_weight_is_used(conditioning: str) -> None:
+    network = awake(SDMUNet(config(conditioning=conditioning), 3, LABELS)).train()
     network(*inputs()).square().sum().backward()
     idle = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     # A bias before a normalisation with one channel a group cannot change anything.
@@ -152,3 +157,69 @@ def test_fewer_groups_change_the_norms_and_not_the_parameters() -> None:
     assert {k: v.shape for k, v in few.state_dict().items()} == {k: v.shape for k, v in many.state_dict().items()}
     norms = [m for m in few.modules() if isinstance(m, torch.nn.GroupNorm)]
     assert norms and all(m.num_groups == 4 for m in norms)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+@pytest.mark.parametrize("conditioning", WAYS)
+@torch.inference_mode()
+def test_the_network_is_its_formulas_bit_for_bit(conditioning: str, patch: int) -> None:
+    for changes in ({}, DEMO, {"learn_sigma": False}):
+        net = network(patch, conditioning=conditioning, **changes)
+        x, label, t = noisy(3, 32, 48), label_maps(3, 32, 48), torch.tensor([0, 400, 999])
+        assert torch.equal(net(x, t, label), plain(net, x, t, label))
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "encoder", "decoder"),
+    [("spade", False, True), ("spade_encoder", True, False), ("spade_both", True, True), ("concat", False, False)],
+)
+def test_spade_stands_where_the_row_of_table_iv_says(conditioning: str, encoder: bool, decoder: bool) -> None:
+    net = SDMUNet(config(conditioning=conditioning), 3, LABELS)
+    for part, wanted in ((net.encoder, encoder), (net.middle, decoder), (net.decoder, decoder)):
+        blocks = [m for m in part.modules() if isinstance(m, ResBlock)]
+        assert blocks and all(isinstance(n, SPADE) == wanted for b in blocks for n in (b.norm1, b.norm2))
+    assert net.stem.in_channels == (3 + LABELS if conditioning == "concat" else 3)
+    assert isinstance(net.norm, nn.GroupNorm) and net.norm.affine, "the last norm is plain in every row"
+
+
+@pytest.mark.parametrize(
+    ("label_channels", "millions"), [(151, 660.6), (20, 653.1), (36, 654.0), (184, 662.5)],
+    ids=["ADE20K", "CelebA", "Cityscapes", "COCO"],
+)  # fmt: skip
+def test_the_full_size_networks_have_the_authors_number_of_parameters(label_channels: int, millions: float) -> None:
+    with torch.device("meta"):
+        net = SDMUNet(UNetConfig(), 3, label_channels)
+    assert round(sum(p.numel() for p in net.parameters()) / 1e6, 1) == millions
+    assert len(net.spade_norms((256, 256))) == 50
+
+
+@pytest.mark.parametrize("conditioning", WAYS)
+def test_norms_are_listed_with_the_sizes_that_they_see(conditioning: str) -> None:
+    net, seen = network(conditioning=conditioning, blocks=2).unet, []
+    for module in net.modules():
+        if isinstance(module, SPADE):
+            module.register_forward_hook(lambda module, inputs, _: seen.append((module, tuple(inputs[0].shape[-2:]))))
+    net(noisy(1, 16, 24), torch.tensor([3]), label_maps(1, 16, 24))
+    assert net.spade_norms((16, 24)) == seen
+
+
+@pytest.mark.parametrize("conditioning", WAYS)
+def test_checkpointing_keeps_every_bit_of_every_gradient(conditioning: str) -> None:
+    net = network(2, conditioning=conditioning).train()
+    x, label, t = noisy(2, 32, 32), label_maps(2, 32, 32), torch.tensor([5, 900])
+    weights, found, runs = dict(net.named_parameters()), [], []
+    first = net.unet.encoder[0].get_submodule("0.conv1")
+    first.register_forward_hook(lambda *_: runs.append(net.checkpointing))
+    for checkpointing in (False, True):
+        net.checkpointing = checkpointing
+        net.zero_grad()
+        out = net(x, t, label)
+        out.square().mean().backward()
+        found.append({"out": out.detach()} | {n: w.grad for n, w in weights.items() if w.grad is not None})
+    assert len(found[0]) == len(weights) + 1
+    assert not [name for name in found[0] if not torch.equal(found[0][name], found[1][name])]
+    assert runs == [False, True, True], "once plainly; once forwards and once again for the gradients"
+    with torch.no_grad():
+        assert torch.equal(net(x, t, label), found[0]["out"])
+    assert len(runs) == 4, "without gradients nothing is computed twice"
+    assert "checkpointing" not in "".join(net.state_dict())
