@@ -4,22 +4,47 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sis.diffusion.denoiser import noise_of_velocity
+from sis.diffusion.gaussians import (
+    discrete_log_likelihood,
+    normal_kl,
+    posterior_mean,
+    predict_start,
+    q_mean_variance,
+    reverse_log_variance,
+)
 from sis.diffusion.schedule import Schedule, take
+
+
+class Terms(NamedTuple):
+    """L_simple and the variational term of each image, `(b,)`; the second is None where no variance is learned."""
+
+    simple: Tensor
+    variational: Tensor | None
 
 
 def hybrid_loss(
     schedule: Schedule, output: Tensor, start: Tensor, noisy: Tensor, t: Tensor, noise: Tensor, velocity: bool = False
 ) -> Tensor:
-    """L_simple + lambda L_vlb for each image, `(b,)`.
+    """L_simple + lambda L_vlb for each image, `(b,)`; arguments as in `hybrid_terms`.
 
     The variational term is in bits a dimension for the single step t. The paper's lambda = 0.001 multiplies the sum
-    over all 1000 steps, which is this term with weight 1. Its gradient reaches the variance only.
+    over all 1000 steps, which is this term with weight 1.
+    """
+    simple, variational = hybrid_terms(schedule, output, start, noisy, t, noise, velocity)
+    return simple if variational is None else simple + variational
+
+
+def hybrid_terms(
+    schedule: Schedule, output: Tensor, start: Tensor, noisy: Tensor, t: Tensor, noise: Tensor, velocity: bool = False
+) -> Terms:
+    """Both terms of the objective; the gradient of the variational one reaches the variance only.
 
     Args:
         output: network output `(b, 2c, h, w)` (prediction, variance) or `(b, c, h, w)` (then L_simple alone).
@@ -35,41 +60,31 @@ def hybrid_loss(
         eps = noise_of_velocity(schedule, predicted, noisy, t)
     simple = ((target - predicted) ** 2).flatten(1).mean(1)
     if output.shape[1] == channels:
-        return simple
-    return simple + variational_term(schedule, eps.detach(), output[:, channels:], start, noisy, t)
+        return Terms(simple, None)
+    return Terms(simple, variational_term(schedule, eps.detach(), output[:, channels:], start, noisy, t))
 
 
 def variational_term(
-    schedule: Schedule, eps: Tensor, variance: Tensor, start: Tensor, noisy: Tensor, t: Tensor
+    schedule: Schedule, eps: Tensor, variance: Tensor, start: Tensor, noisy: Tensor, t: Tensor, clip: bool = False
 ) -> Tensor:
-    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in bits a dimension, `(b,)`; at t = 0 the discrete likelihood."""
-    of_start, of_current = schedule.posterior_coefficients
-    bar = schedule.alphas_cumprod
-    predicted = take(1 / np.sqrt(bar), t, noisy) * noisy - take(np.sqrt(1 / bar - 1), t, noisy) * eps
-    true_mean = take(of_start, t, noisy) * start + take(of_current, t, noisy) * noisy
-    mean = take(of_start, t, noisy) * predicted + take(of_current, t, noisy) * noisy
+    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in bits a dimension, `(b,)`; at t = 0 the discrete likelihood.
+
+    One term of the bound (DDPM, Eq. 5). clip: clip the predicted x_0 to [-1, 1], as when images are judged.
+    """
+    predicted = predict_start(schedule, noisy, t, eps, clip)
+    mean = posterior_mean(schedule, predicted, noisy, t)
+    log_variance = reverse_log_variance(schedule, noisy, t, variance)
+    true_mean = posterior_mean(schedule, start, noisy, t)
     true_log = take(schedule.posterior_log_variance_clipped, t, noisy)
-    share = (variance + 1) / 2
-    log_variance = share * take(np.log(schedule.betas), t, noisy) + (1 - share) * true_log
-    divergence = 0.5 * (
-        -1 + log_variance - true_log + torch.exp(true_log - log_variance)
-        + (true_mean - mean) ** 2 * torch.exp(-log_variance)
-    )  # fmt: skip
+    divergence = normal_kl(true_mean, true_log, mean, log_variance)
     likelihood = -discrete_log_likelihood(start, mean, 0.5 * log_variance)
     chosen = torch.where((t == 0)[:, None], likelihood.flatten(1), divergence.flatten(1))
     return chosen.mean(1) / math.log(2.0)
 
 
-def discrete_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Log-probability of 8-bit pixels scaled to [-1, 1] under a Gaussian, elementwise (Ho et al. 2020, Eq. 13)."""
-    centred, inverse = x - mean, torch.exp(-log_scale)
-    upper = _normal_cdf(inverse * (centred + 1 / 255))
-    lower = _normal_cdf(inverse * (centred - 1 / 255))
-    inside = torch.log((upper - lower).clamp(min=1e-12))
-    first, last = torch.log(upper.clamp(min=1e-12)), torch.log((1 - lower).clamp(min=1e-12))
-    return torch.where(x < -0.999, first, torch.where(x > 0.999, last, inside))
-
-
-def _normal_cdf(x: Tensor) -> Tensor:
-    # The tanh approximation that guided-diffusion trains with.
-    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+def prior_term(schedule: Schedule, start: Tensor) -> Tensor:
+    """KL(q(x_T | x_0) || N(0, 1)) in bits a dimension, `(b,)`: the bound's term without parameters (DDPM, Eq. 5)."""
+    last = torch.full((len(start),), len(schedule) - 1, device=start.device)
+    mean, _, log_variance = q_mean_variance(schedule, start, last)
+    zero = torch.zeros((), device=start.device)
+    return normal_kl(mean, log_variance, zero, zero).flatten(1).mean(1) / math.log(2.0)

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,40 +31,46 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.betas)
 
-    @property
+    @cached_property
     def alphas_cumprod(self) -> NDArray[np.float64]:
         """Share of signal variance left at each step, alpha-bar."""
         return np.cumprod(1.0 - self.betas, dtype=np.float64)
 
-    @property
+    @cached_property
     def alphas_cumprod_prev(self) -> NDArray[np.float64]:
         return np.concatenate((np.ones(1), self.alphas_cumprod[:-1]))
 
-    @property
+    @cached_property
     def posterior_variance(self) -> NDArray[np.float64]:
         """beta-tilde: variance of q(x_{t-1} | x_t, x_0)."""
         return self.betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
 
-    @property
+    @cached_property
     def posterior_log_variance_clipped(self) -> NDArray[np.float64]:
         """log beta-tilde with the first entry (which is log 0) replaced by the second."""
         variance = self.posterior_variance
         return np.log(np.append(variance[1] if len(variance) > 1 else self.betas[0], variance[1:]))
 
-    @property
+    @cached_property
+    def large_log_variance(self) -> NDArray[np.float64]:
+        """log beta with the first entry replaced by the second of beta-tilde: the larger choice of Ho et al."""
+        return np.log(np.append(np.exp(self.posterior_log_variance_clipped[0]), self.betas[1:]))
+
+    @cached_property
     def posterior_coefficients(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Weights of x_0 and x_t in the mean of q(x_{t-1} | x_t, x_0)."""
         bar, prev = self.alphas_cumprod, self.alphas_cumprod_prev
         of_start = self.betas * np.sqrt(prev) / (1.0 - bar)
         return of_start, (1.0 - prev) * np.sqrt(1.0 - self.betas) / (1.0 - bar)
 
-    def respaced(self, steps: int) -> Schedule:
-        """Keep `steps` evenly spaced steps, first and last included; alpha-bar at the kept steps is unchanged."""
-        total = len(self)
-        if not 1 <= steps <= total:
-            raise SisError(f"cannot keep {steps} of {total} diffusion steps")
-        stride = (total - 1) / (steps - 1) if steps > 1 else 1.0
-        kept = np.unique([round(i * stride) for i in range(steps)])
+    def respaced(self, steps: int | str) -> Schedule:
+        """Keep some steps; alpha-bar at the kept steps is unchanged.
+
+        Args:
+            steps: 25 or "25": so many, evenly spaced, first and last included; "10,15,20": so many of each equal
+                section; "ddim25": so many at a whole stride from the first. Raises SisError where there are none such.
+        """
+        kept = _kept(len(self), str(steps))
         bar = self.alphas_cumprod[kept]
         return Schedule(1.0 - bar / np.append(1.0, bar[:-1]), self.timesteps[kept])
 
@@ -68,6 +78,35 @@ class Schedule:
         """x_t = sqrt(alpha-bar_t) x_0 + sqrt(1 - alpha-bar_t) noise for indices t `(b,)` (SDM, Eq. 2)."""
         bar = self.alphas_cumprod
         return take(np.sqrt(bar), t, start) * start + take(np.sqrt(1.0 - bar), t, start) * noise
+
+
+def _kept(total: int, steps: str) -> list[int]:
+    """Indices of the steps that stay, ascending."""
+    fault = SisError(f"cannot keep {steps} of {total} diffusion steps")
+    if not re.fullmatch(r"(ddim)?\d+|\d+(,\d+)+", steps):
+        raise fault
+    if steps.startswith("ddim"):
+        strides = [s for s in range(1, total + 1) if len(range(0, total, s)) == int(steps[4:])]
+        if not strides:
+            raise fault
+        return list(range(0, total, strides[0]))
+    counts, kept, start = [int(n) for n in steps.split(",")], [], 0
+    for number, count in enumerate(counts):
+        size = total // len(counts) + (number < total % len(counts))
+        if count > size:
+            raise fault
+        # Strides are added up as in the published code; rounding multiples of them would move some steps by one.
+        strides = [0.0, *[(size - 1) / max(1, count - 1)] * (count - 1)][:count]
+        kept += [start + round(place) for place in itertools.accumulate(strides)]
+        start += size
+    if not kept:
+        raise fault
+    return kept
+
+
+def named(name: Literal["linear", "cosine"], steps: int) -> Schedule:
+    """The full schedule of a name."""
+    return linear(steps) if name == "linear" else cosine(steps)
 
 
 def linear(steps: int = 1000) -> Schedule:
@@ -79,6 +118,13 @@ def linear(steps: int = 1000) -> Schedule:
         raise SisError(f"a linear schedule needs more than 20 steps, found {steps}")
     scale = 1000 / steps
     return Schedule(np.linspace(scale * 1e-4, scale * 0.02, steps), np.arange(steps))
+
+
+def cosine(steps: int = 1000) -> Schedule:
+    """The cosine schedule: alpha-bar falls as cos^2, no beta above 0.999 (Nichol & Dhariwal 2021, Eq. 17)."""
+    angle = (np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2
+    bar = np.cos(angle) ** 2
+    return Schedule(np.minimum(1.0 - bar[1:] / bar[:-1], 0.999), np.arange(steps))
 
 
 def take(values: NDArray[np.float64], t: Tensor, like: Tensor) -> Tensor:

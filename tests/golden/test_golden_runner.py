@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runners import DECLINED, RUNNERS, run_case
+from runners import DECLINED, RUNNERS, Near, compare, run_case
 
 CASES, EDGES = Path(__file__).parent / "cases", Path(__file__).parent / "cases" / "sdm" / "edges"
 
@@ -52,6 +52,19 @@ def test_another_value_fails(case: Path) -> None:
     np.savez(case / "data.npz", **data)
     with pytest.raises(AssertionError, match="edge_rand"):
         run_case(case)
+
+
+@pytest.mark.parametrize(
+    ("value", "passes"), [(100.0, True), (100.9, True), (98.9, True), (101.2, False), (np.nan, False)]
+)
+def test_a_value_passes_within_its_tolerance_only(value: float, passes: bool) -> None:
+    found = {"a": Near(np.array([value, 0.0]), atol=0.1, rtol=0.01)}
+    expected = {"a": np.array([100.0, 0.0])}
+    if passes:
+        compare(found, expected)
+        return
+    with pytest.raises(AssertionError, match="a: 1 of 2 values differ"):
+        compare(found, expected)
 
 
 def test_an_output_that_the_runner_does_not_know_fails(case: Path) -> None:

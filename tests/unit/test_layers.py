@@ -8,8 +8,9 @@ The rule that is enforced (imports inside functions count, imports under `if TYP
     mathematics sis.nets, sis.diffusion, sis.priors                    may import the ground and each other
     contract    sis.methods.contract, sis.methods.discovery            ... the ground and mathematics
     plan        sis.plan                                               ... the ground and the contract
-    methods     every other file of sis.methods                        ... the ground, mathematics, contract;
-                                                                       never another method
+    checkpoints sis.checkpoints                                        ... the ground and mathematics
+    methods     every other file of sis.methods                        ... the ground, mathematics, contract and
+                                                                       checkpoints; never another method
     stages      sis.training, sis.sampling, sis.publish                ... everything above, never one another
     project     sis.project                                            ... everything above
     entrance    sis.cli, sis.__main__, sis                             ... everything above
@@ -33,6 +34,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "mathematics": ("sis.nets", "sis.diffusion", "sis.priors"),
     "contract": ("sis.methods.contract", "sis.methods.discovery"),
     "plan": ("sis.plan",),
+    "checkpoints": ("sis.checkpoints",),
     "methods": ("sis.methods",),
     "training": ("sis.training",),
     "sampling": ("sis.sampling",),
@@ -40,13 +42,14 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "project": ("sis.project",),
     "entrance": ("sis.cli", "sis.__main__", "sis"),
 }
-_BELOW_STAGES = {"ground", "mathematics", "contract", "plan", "methods"}
+_BELOW_STAGES = {"ground", "mathematics", "contract", "plan", "checkpoints", "methods"}
 ALLOWED: dict[str, set[str]] = {
     "ground": {"ground"},
     "mathematics": {"ground", "mathematics"},
     "contract": {"ground", "mathematics", "contract"},
     "plan": {"ground", "contract"},
-    "methods": {"ground", "mathematics", "contract", "methods"},
+    "checkpoints": {"ground", "mathematics", "checkpoints"},
+    "methods": {"ground", "mathematics", "contract", "checkpoints", "methods"},
     "training": {*_BELOW_STAGES, "training"},
     "sampling": {*_BELOW_STAGES, "sampling"},
     "publish": {*_BELOW_STAGES, "publish"},

@@ -14,13 +14,19 @@ from numpy.typing import NDArray
 
 from sis.data.manifest import read_manifest
 from sis.data.pairs import PairSet
-from sis.data.tensors import load_tensors
+from sis.data.tensors import load_tensors, save_tensors
+from sis.diffusion import samplers
+from sis.diffusion.noise import Noise
+from sis.diffusion.pixels import to_uint8
 from sis.errors import SisError
 from sis.methods.build import build_method
+from sis.methods.contract import MapBatch
 from sis.methods.discovery import method_class, method_info, methods
+from sis.methods.sdm import SDM
 from sis.plan import RunSpec
 from sis.project.scaffold import scaffold
 from sis.sampling.python_method import batch_maker
+from sis.sampling.run import SampleJob, sample_run
 from sis.training.train import compute_prior
 
 Paint = Callable[..., NDArray[np.uint8]]
@@ -126,12 +132,140 @@ def test_a_python_file_is_read_and_not_run(project_copy: Path) -> None:
     assert (info.title, info.role, info.version, info.trains) == ("Trap", "control", 3, False)
 
 
-def test_sdm_draws_other_samples_from_other_seeds_and_guidance(paint: Paint) -> None:
-    torch.manual_seed(0)
-    one = paint("sdm")
-    assert one.shape == (16, 32, 32, 3) and one.dtype == np.uint8
-    np.testing.assert_array_equal(one, paint("sdm"))
-    assert not np.array_equal(one, paint("sdm", sample={"steps": 3, "sampler": "ddim"}))
+class AwakeSDM:
+    """SDM on four label maps, every weight filled with small numbers: a fresh network would answer zero."""
+
+    def __init__(self, pairs: Path, spec: Callable[..., RunSpec], fit: dict[str, Any]) -> None:
+        self.pairs, self.spec, self.fit = PairSet.open(pairs / "val"), spec, fit
+
+    def method(self, **sample: Any) -> SDM:
+        spec = self.spec("sdm", fit=SDM.EXAMPLE_FIT | self.fit, sample=SDM.EXAMPLE_SAMPLE | sample)
+        built = build_method(spec, "cpu", self.pairs, None)
+        assert isinstance(built, SDM)
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for weight in built.network.parameters():
+                weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
+        return built
+
+    def maps(self) -> MapBatch:
+        ids = tuple(self.pairs.ids[:4])
+        labels = np.stack([self.pairs.labels.channels(self.pairs.by_id(i).label) for i in ids])
+        return MapBatch(ids, (0,) * 4, torch.from_numpy(labels).long(), torch.zeros(labels.shape, dtype=torch.int64))
+
+    @torch.inference_mode()
+    def images(self, **sample: Any) -> NDArray[np.int64]:
+        maps = self.maps()
+        noise = Noise(0, tuple((i, 0) for i in maps.image_ids))
+        return self.method(**sample).sample(maps, noise).numpy().astype(np.int64)
+
+
+@pytest.fixture
+def awake(tiny_pairs: Path, tiny_spec: Callable[..., RunSpec]) -> Callable[..., AwakeSDM]:
+    """`awake(**fit)`."""
+    return lambda **fit: AwakeSDM(tiny_pairs, tiny_spec, fit)
+
+
+def test_sdm_draws_the_same_images_again_and_every_sampling_option_changes_them(
+    awake: Callable[..., AwakeSDM],
+) -> None:
+    sdm = awake()
+    ways: list[dict[str, Any]] = [
+        {}, {"steps": 4}, {"steps": "ddim5"}, {"steps": "1,2"}, {"guidance": 1.0}, {"guidance": 3.0}, {"clip": False},
+        {"variance": "small"}, {"variance": "large"}, {"channel_statistics": [0, 0, 0, 0.3, 0.3, 0.3]},
+        {"sampler": "ddim"}, {"sampler": "ddim", "eta": 0.5}, {"sampler": "dpm_solver"},
+    ]  # fmt: skip
+    images = [sdm.images(**way) for way in ways]
+    assert images[0].shape == (4, 3, 32, 32)
+    np.testing.assert_array_equal(images[0], sdm.images())
+    for i, one in enumerate(images):
+        assert not any(np.array_equal(one, other) for other in images[i + 1 :]), ways[i]
+
+
+@pytest.mark.parametrize("fit", [{}, {"predict": "v", "patch": 2}, {"conditioning": "concat"}, {"schedule": "cosine"}])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_sdm_with_reuse_draws_the_same_images(
+    awake: Callable[..., AwakeSDM], fit: dict[str, Any], guidance: float
+) -> None:
+    sdm = awake(**fit)
+    plain = sdm.images(guidance=guidance, steps=5)
+    assert 20 < plain.std() < 120
+    for memory in (0, 2048):
+        same = sdm.images(guidance=guidance, steps=5, fast="bitwise", reuse_memory=memory)
+        np.testing.assert_array_equal(same, plain)
+        quick = sdm.images(guidance=guidance, steps=5, fast=True, reuse_memory=memory)
+        assert np.abs(quick - plain).max() <= 1 and (quick != plain).mean() < 0.01
+
+
+def test_sdm_lends_its_denoiser_and_its_chain_to_other_tools(awake: Callable[..., AwakeSDM]) -> None:
+    sdm = awake()
+    method, maps = sdm.method(sampler="dpm_solver", steps="ddim5"), sdm.maps()
+    noise = Noise(0, tuple((i, 0) for i in maps.image_ids))
+    assert method.chain().timesteps.tolist() == [0, 10, 20, 30, 40]
+    with torch.inference_mode():
+        x = samplers.start_noise(noise, (3, 32, 32))
+        drawn = samplers.dpm_solver(method.denoiser(maps.labels, maps.instances), method.chain(), x)
+        assert torch.equal(to_uint8(drawn, maps.image_ids), method.sample(maps, noise))
+
+
+def test_a_cosine_schedule_is_another_chain(awake: Callable[..., AwakeSDM]) -> None:
+    linear, cosine = (awake(schedule=name).method().chain() for name in ("linear", "cosine"))
+    assert linear.timesteps.tolist() == cosine.timesteps.tolist()
+    assert np.abs(linear.alphas_cumprod - cosine.alphas_cumprod).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("fit", "sample", "message"),
+    [
+        ({"learn_sigma": False}, {}, "no variance to sample with - set `variance: large`"),
+        ({"multipliers": [1] * 7}, {}, "cannot halve 32x32 images .* divisible by 64"),
+        ({"patch": 3}, {}, "cannot halve 32x32 .* divisible by 6"),
+        ({}, {"channel_statistics": [0.0, 0.0, 0.0]}, "three means and then three positive deviations"),
+        ({}, {"channel_statistics": [0.0, 0.0, 0.0, 1.0, 0.0, 1.0]}, "three positive deviations"),
+        ({}, {"steps": "fast"}, "steps"),
+        ({}, {"steps": 0}, "steps"),
+        ({}, {"guidance": 0.5}, "guidance"),
+        ({}, {"fast": "yes"}, "fast"),
+    ],
+)
+def test_what_sdm_cannot_do_is_refused_before_it_trains(
+    awake: Callable[..., AwakeSDM], fit: dict[str, Any], sample: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SisError, match=message):
+        awake(**fit).method(**sample)
+
+
+@pytest.mark.parametrize("sample", [{"variance": "small"}, {"variance": "large"}, {"sampler": "ddim"}])
+def test_a_network_without_a_variance_samples_where_none_is_asked_of_it(
+    awake: Callable[..., AwakeSDM], sample: dict[str, Any]
+) -> None:
+    assert awake(learn_sigma=False).images(**sample).std() > 10
+
+
+def test_a_sample_that_is_not_finite_is_refused_with_step_and_image_and_nothing_is_written(
+    tiny_pairs: Path, tiny_spec: Callable[..., RunSpec], tiny_model: Path, tmp_path: Path
+) -> None:
+    tensors, facts = load_tensors(tiny_model, "model")
+    tensors["unet.head.bias"][0] = float("inf")
+    save_tensors(tensors, tmp_path / "model.safetensors", "model", facts, {})
+    job = SampleJob(tiny_spec("sdm"), tiny_pairs / "val", tmp_path / "images", tmp_path / "model.safetensors")
+    with pytest.raises(SisError, match=r"not finite at step t = 49: val-00000, val-00001 - check the model"):
+        sample_run(job)
+    assert not list((tmp_path / "images").rglob("*.parquet"))
+
+
+def test_a_batch_that_exceeds_the_memory_is_refused_and_never_made_smaller(
+    awake: Callable[..., AwakeSDM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    sdm = awake()
+    monkeypatch.setattr(SDM, "denoiser", exhausted)
+    with pytest.raises(
+        SisError, match="a batch of 4 images of 32x32 does not fit - set the experiment's batch_size to 2"
+    ):
+        sdm.images()
 
 
 @pytest.mark.parametrize("kind", ["python", "command", "images", "rule"])

@@ -32,7 +32,7 @@ from sis.nets.spade import SPADE
 
 #: Float32 sums in another order, through the whole network; and through a chain of it (the cases suggest 5e-4).
 OUTPUT, CHAIN = 2e-5, 5e-4
-#: The x_0 of a noisy step holds the network's error times sqrt(1 / alpha-bar - 1), up to 158: this much an error.
+#: The x_0 of a noisy step holds the network's error times sqrt(1 / alpha-bar - 1): with 158 of it, more than CHAIN.
 START = 5e-6
 
 
@@ -245,11 +245,11 @@ def sampled(case: Case, data: Data, sampler: Callable[[Watched, Tensor, Any], Te
         after = torch.stack([*watched.inputs[1:], final])
         starts = torch.stack(watched.starts)
     kept = config["kept_steps"]
-    amplified = np.sqrt(1 / chain.alphas_cumprod - 1)
+    amplified = np.sqrt(1 / chain.alphas_cumprod[::-1][kept] - 1).reshape(-1, 1, 1, 1, 1)
     png = to_uint8(final, ("golden",) * len(final)).permute(0, 2, 3, 1)
     return {
         "samples": Near(after[kept].numpy(), CHAIN),
-        "pred_xstart": Near(starts[kept].numpy(), max(CHAIN, START * float(amplified.max()))),
+        "pred_xstart": Near(starts[kept].numpy(), np.maximum(CHAIN, START * amplified)),
         "final": Near(final.numpy(), CHAIN),
         "final_uint8_png": Near(png.numpy(), 1),
     }

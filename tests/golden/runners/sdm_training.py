@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runners import Case, Data, Found, Near
-from runners.sdm_mathematics import LOSS
+from runners.sdm_mathematics import LOSS, schedule_of
 from runners.sdm_network import network
 from sis.checkpoints.sdm import export_sdm
 from sis.config.files import label_space
@@ -21,7 +21,8 @@ from sis.config.recipe import Recipe
 from sis.data.policies import Draw
 from sis.data.records import RawBatch
 from sis.data.training_data import TrainingData
-from sis.diffusion import losses, schedule
+from sis.diffusion import losses
+from sis.diffusion.schedule import Schedule
 from sis.nets.sdm_unet import SDMUNet
 from sis.training.loop import TrainBatch, TrainingRun
 
@@ -40,6 +41,7 @@ def train_steps(case: Case, data: Data) -> Found:
     config = case["config"]
     assert (config["betas"], config["eps"]) == ([0.9, 0.999], 1e-8), "AdamW's own"
     net = network(config["model"], case["keys"])
+    chain = schedule_of({"diffusion_steps": 1000, "timestep_respacing": ""} | config)
     steps, size = data["x"].shape[:2]
     recipe = Recipe(
         steps=steps,
@@ -55,7 +57,7 @@ def train_steps(case: Case, data: Data) -> Found:
     images = TrainingData(ids, shape, label_space("scenes"), NoRecords(), instances=False, augmented=False)
     with TemporaryDirectory() as folder:
         run = TrainingRun(Path(folder), "golden", 0, "cpu", "golden")
-        run.optimise(net, stored_losses(net, data, found), images, recipe)
+        run.optimise(net, stored_losses(net, chain, data, found), images, recipe)
     named = export_sdm(gradients)
     for key in (name.removeprefix("grad0__") for name in data if name.startswith("grad0__")):
         found[f"grad0__{key}"] = relative(named[key])
@@ -68,9 +70,11 @@ def train_steps(case: Case, data: Data) -> Found:
     return found
 
 
-def stored_losses(net: SDMUNet, data: Data, found: dict[str, NDArray | Near]) -> Callable[[TrainBatch], Tensor]:
+def stored_losses(
+    net: SDMUNet, chain: Schedule, data: Data, found: dict[str, NDArray | Near]
+) -> Callable[[TrainBatch], Tensor]:
     """The loss of each step on the authors' batch; notes its terms."""
-    chain, steps = schedule.linear(1000), iter(range(len(data["x"])))
+    steps = iter(range(len(data["x"])))
 
     def loss(batch: TrainBatch) -> Tensor:
         step = next(steps)
