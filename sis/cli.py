@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sis.cli_pictures import add_picture_commands
 from sis.errors import SisError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     _data_commands(commands)
     _artefact_commands(commands)
     _checkpoint_commands(commands)
+    add_picture_commands(commands, _pictures)
     _project_commands(commands)
     return parser
 
@@ -65,7 +67,9 @@ def _command(commands: _Commands, name: str, function: object, text: str) -> arg
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--experiment", required=True, help="name or file of the experiment")
     parser.add_argument("--dataset", required=True, help="dataset of the experiment")
-    parser.add_argument("--run", dest="run_name", required=True, help="run of the experiment (name, or id with hash)")
+    # torchrun takes `--run` for an option of its own, cut short.
+    text = "run of the experiment (name, or id with hash)"
+    parser.add_argument("--run", "--run-name", dest="run_name", required=True, metavar="RUN", help=text)
     parser.add_argument("--pairs", required=True, type=Path, help="prepared pairs (folder or its manifest)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--out", required=True, type=Path, help="where the result goes")
@@ -79,8 +83,10 @@ def _stage_commands(commands: _Commands) -> None:
     prepare.add_argument("--workers", type=int, default=0, help="processes (default: one a core)")
     prepare.add_argument("--out", required=True, type=Path, help="folder of the pairs (or its manifest)")
 
-    train = _command(commands, "train", _train, "stage 2: train the model of a run")
+    train = _command(commands, "train", _train, "stage 2: train the model of a run (docs/training.md)")
     _run_arguments(train)
+    text = "go on from a state of other code, another device or number of processes; recorded in the model's facts"
+    train.add_argument("--resume-other", action="store_true", help=text)
     prior = _command(commands, "prior", _prior, "stage 3: compute the prior of a run")
     _run_arguments(prior)
     sample = _command(commands, "sample", _sample, "stage 4: make the image set of a run")
@@ -209,10 +215,14 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     from sis.device import prepare_device
+    from sis.training.ranks import joined
     from sis.training.train import train_model
 
-    spec = _spec(arguments)
-    train_model(spec, arguments.pairs, arguments.out, prepare_device(arguments.device, spec.threads))
+    with joined(arguments.device) as (ranks, device):
+        with ranks.together():
+            spec = _spec(arguments)
+            device = prepare_device(device, spec.threads)
+        train_model(spec, arguments.pairs, arguments.out, device, ranks, arguments.resume_other)
 
 
 def _prior(arguments: argparse.Namespace) -> None:
@@ -339,6 +349,11 @@ def _checkpoint_export(arguments: argparse.Namespace) -> None:
 
     digest = export_model(arguments.model, arguments.format, arguments.out)
     print(f"wrote {arguments.out} (sha256 {digest})")  # noqa: T201
+
+
+def _pictures(arguments: argparse.Namespace) -> None:
+    for path in arguments.draw(arguments):
+        print(f"wrote {path}")  # noqa: T201
 
 
 def _list(arguments: argparse.Namespace) -> None:

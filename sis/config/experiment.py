@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -30,6 +30,13 @@ class Run(StrictModel):
     fit: Params = Field(default={}, description="training parameters that differ from the method's defaults")
     sample: Params = Field(default={}, description="sampling parameters that differ from the method's defaults")
     seed: int = Field(default=0, ge=0, description="training seed")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[],
+        description="several training seeds: a run for each, named <run>-seed<n>, and a row for their mean",
+    )
+    group: Name | Literal[""] = Field(
+        default="", description="runs that differ in their seed alone and share this name get a row for their mean"
+    )
     samples_per_map: int | None = Field(default=None, ge=1, description="images a label map; empty: the experiment's")
     datasets: list[Name] = Field(default=[], description="datasets of this run; empty: all of the experiment")
     published: str | None = Field(
@@ -59,6 +66,38 @@ class Experiment(StrictModel):
         default={}, description="our names of the papers' metrics where they differ, as `lpips: lpips-sdm`"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_run_for_each_seed(cls, data: Any) -> Any:
+        """Write `seeds: [0, 1]` of a run out as two runs of one group."""
+        runs = data.get("runs") if isinstance(data, dict) else None
+        if not isinstance(runs, dict):
+            return data
+        written: dict[str, Any] = {}
+        for name, given in runs.items():
+            run = given.model_dump(exclude_unset=True) if isinstance(given, Run) else given
+            for single, facts in _singles(name, run).items():
+                if single in written or (single in runs and single != name):
+                    raise ValueError(f"runs.{name}: its seeds make a run {single!r}, which stands there already")
+                written[single] = facts
+        return {**data, "runs": written}
+
+    @model_validator(mode="after")
+    def _groups_differ_in_their_seed_alone(self) -> Self:
+        first: dict[str, tuple[str, Run]] = {}
+        seen: set[tuple[str, int]] = set()
+        for name, run in self.runs.items():
+            if not run.group:
+                continue
+            if (run.group, run.seed) in seen:
+                raise ValueError(f"runs.{name}: group {run.group!r} has seed {run.seed} already")
+            seen.add((run.group, run.seed))
+            other, facts = first.setdefault(run.group, (name, run))
+            alike = run.model_copy(update={"seed": facts.seed, "title": facts.title})
+            if alike != facts:
+                raise ValueError(f"runs.{name} and runs.{other} share a group and differ in more than their seed")
+        return self
+
     @model_validator(mode="after")
     def _published_words_have_tables(self) -> Self:
         """Words about the papers' tables, and no table named, are a forgotten line."""
@@ -70,6 +109,19 @@ class Experiment(StrictModel):
         if len(set(self.published)) < len(self.published):
             raise ValueError("published: a table is named twice")
         return self
+
+
+def _singles(name: str, run: Any) -> dict[str, Any]:
+    """One run for each of `seeds`, by name; a run without them, or one that validation will refuse, as it is."""
+    seeds = run.get("seeds") if isinstance(run, dict) else None
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        return {name: run}
+    if "seed" in run or "group" in run:
+        raise ValueError(f"runs.{name}: `seeds` stands in for `seed` and `group`; keep one of them")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"runs.{name}.seeds: a seed is named twice")
+    rest = {key: value for key, value in run.items() if key != "seeds"}
+    return {f"{name}-seed{seed}": {**rest, "seed": seed, "group": name} for seed in seeds}
 
 
 class Settings(StrictModel):

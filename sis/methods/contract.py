@@ -70,7 +70,7 @@ class Method:
 
     #: Parameters that decide the trained model.
     FitParams: ClassVar[type[StrictModel]] = NoParams
-    #: Parameters of sampling alone.
+    #: Parameters of sampling alone. Pictures of the training are drawn with fewer `steps`, where there are such.
     SampleParams: ClassVar[type[StrictModel]] = NoParams
 
     #: Small parameters with which `sis check` runs the method on tiny data.

@@ -10,6 +10,7 @@ from sis.data.image_set import ImageSet
 from sis.publish.columns import SPEED
 from sis.publish.context import PublishContext
 from sis.publish.gallery import Gallery
+from sis.publish.seeds import OverSeeds
 from sis.publish.tables import Cell, Row, Table
 from sis.publish.timings import summarise
 
@@ -28,10 +29,11 @@ _IMAGE_SET_FACTS = ("samples_per_map", "batch_size", "sampling_seconds", "device
 
 @dataclass(frozen=True)
 class BoardSource:
-    """What one board is made of: its table, and its per-class tables (one a protocol id of the IoU)."""
+    """What one board is made of: its table, its per-class tables (one a protocol id of the IoU), means over seeds."""
 
     table: Table
     classes: Sequence[Table] = ()
+    seeds: OverSeeds | None = None
 
 
 def page_data(sources: Sequence[BoardSource], galleries: Mapping[str, Gallery], context: PublishContext) -> dict:
@@ -85,6 +87,30 @@ def _board(source: BoardSource, context: PublishContext, ambiguous: bool) -> dic
             }
             for row in table.rows
         ],
+        "seeds": None if source.seeds is None else _over_seeds(source.seeds),
+    }
+
+
+def _over_seeds(over: OverSeeds) -> dict:
+    """Means over training seeds: a row a group, and for each column its differences by the two groups' names."""
+    table, directions = over.table, {column.key: column.direction for column in over.table.columns}
+    differences: dict[str, dict[str, dict[str, object]]] = {column.key: {} for column in over.compared}
+    for one in over.differences:
+        facts = {**asdict(one.estimate), "beyond_chance": one.estimate.beyond_chance, "seeds": len(one.seeds)}
+        wins = one.wins(directions[one.column])
+        differences[one.column].setdefault(one.first, {})[one.second] = {**facts, "wins": wins}
+    return {
+        "domains": [_domain([row.cells[i] for row in table.rows]) for i in range(len(table.columns))],
+        "leading": table.leading_column(),
+        "rows": [
+            {
+                **{name: getattr(row, name) for name in ("run", "title", "role", "method", "n_maps", "n_images")},
+                "seeds": list(over.seeds.get(row.run, ())),
+                "cells": [{**_cell(cell), "seeds": list(cell.seeds)} for cell in row.cells],
+            }
+            for row in table.rows
+        ],
+        "differences": differences,
     }
 
 

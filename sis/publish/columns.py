@@ -152,6 +152,14 @@ def format_number(value: float | None, digits: int) -> str:
     return text.lstrip("-") if float(text) == 0 else text
 
 
+def format_signed(value: float | None, digits: int) -> str:
+    """Print a difference: with its sign, zero without."""
+    if value is None:
+        return "–"
+    text = format_number(value, digits)
+    return text if text.startswith("-") or float(text) == 0 else "+" + text
+
+
 def _family(base: str) -> str:
     known = [f for f in _FAMILIES if base == f or base.startswith(f + "-")]
     return max(known, key=len, default=base)

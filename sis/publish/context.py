@@ -40,7 +40,8 @@ class PublishContext:
     """Everything that one experiment's tables, pictures and page show besides the scores.
 
     datasets: by dataset name (a dataset without entry gets no pictures); commands: shell command by run id;
-    protocols: readable JSON by protocol id; published: numbers of config/published/, or None.
+    protocols: readable JSON by protocol id; published: numbers of config/published/, or None; groups: by run id, the
+    group of runs that differ in their training seed alone.
     """
 
     experiment: str
@@ -51,3 +52,4 @@ class PublishContext:
     commands: Mapping[str, str] = field(default_factory=dict)
     protocols: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     published: pd.DataFrame | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)

@@ -34,6 +34,7 @@ def publish_experiment(experiment: str, artefacts: str, out: Path) -> list[Path]
         commands={spec.run_id: plan.command(spec) for spec in plan.runs},
         protocols=protocols,
         published=_published(plan),
+        groups=_groups(plan),
     )
     files = publish(scores, out, context)
     facts = {"experiment": plan.experiment.name, "protocols": sorted(protocols)}
@@ -60,6 +61,12 @@ def _timing(stage: str, path: Path) -> StageTiming:
         peak_memory_bytes=int(run["peak_memory_bytes"]),
         host=str(run["host"]),
     )
+
+
+def _groups(plan: Plan) -> dict[str, str]:
+    """By run id: runs that differ in their training seed alone."""
+    runs = plan.experiment.runs
+    return {s.run_id: runs[s.name].group for s in plan.runs if s.name in runs and runs[s.name].group}
 
 
 def _published(plan: Plan) -> pd.DataFrame | None:

@@ -17,6 +17,8 @@ from sis.publish.boards import BoardSource, page_data
 from sis.publish.context import DatasetPublish, PublishContext, StageTiming
 from sis.publish.gallery import Gallery, build_gallery, contact_sheet, samples_sheet
 from sis.publish.leaderboard import render_json, render_page
+from sis.publish.seeds import over_seeds
+from sis.publish.seeds_text import differences_to_csv, differences_to_markdown, means_to_csv
 from sis.publish.table_text import to_csv, to_latex, to_markdown
 from sis.publish.tables import Table, class_tables, comparison_table
 
@@ -29,11 +31,11 @@ _KEY = ["dataset", "protocol", "run_id", "metric", "class_name"]
 def publish(scores: Sequence[Path], out: Path, context: PublishContext) -> list[Path]:
     """Write everything that one experiment publishes to folder `out`; returns the written files, sorted.
 
-    `scores.parquet`, `tables/*.{md,tex,csv}`, `gallery/*.png`, `leaderboard.html`, `leaderboard.json`. Equal inputs
+    `scores.parquet`, `tables/*.{md,tex,csv}` (`*-seeds*`: means over training seeds), `gallery/*.png`, `leaderboard.html`, `leaderboard.json`. Equal inputs
     give equal bytes. Raises SisError for unreadable or contradictory scores before anything is written.
     """
     merged = read_scores(scores)
-    sources = [BoardSource(comparison_table(g, context.published), class_tables(g)) for g in _boards(merged)]
+    sources = [_source(board, context) for board in _boards(merged)]
     galleries = _galleries([source.table for source in sources], context)
     data = page_data(sources, galleries, context)
     texts = {"leaderboard.html": render_page(data, galleries), "leaderboard.json": render_json(data)}
@@ -42,6 +44,7 @@ def publish(scores: Sequence[Path], out: Path, context: PublishContext) -> list[
             texts[f"tables/{name}.md"] = to_markdown(table)
             texts[f"tables/{name}.tex"] = to_latex(table)
             texts[f"tables/{name}.csv"] = to_csv(table)
+        texts |= _seed_texts(source)
     pictures = _pictures(galleries)
     for name, text in texts.items():
         write_text_atomic(out / name, text)
@@ -74,6 +77,11 @@ def _boards(scores: pd.DataFrame) -> list[pd.DataFrame]:
     return [group for _, group in scores.groupby(["dataset", "protocol"], sort=True)]
 
 
+def _source(board: pd.DataFrame, context: PublishContext) -> BoardSource:
+    table = comparison_table(board, context.published)
+    return BoardSource(table, class_tables(board), over_seeds(table, board, context.groups))
+
+
 def _galleries(tables: Sequence[Table], context: PublishContext) -> dict[str, Gallery]:
     """Build one gallery a dataset, with the runs of all its boards."""
     galleries: dict[str, Gallery] = {}
@@ -93,6 +101,22 @@ def _named_tables(source: BoardSource) -> list[tuple[str, Table]]:
         suffix = f"-{table.columns[0].protocol_id[:8]}" if len(source.classes) > 1 else ""
         named.append((f"{stem}-classes{suffix}", table))
     return named
+
+
+def _seed_texts(source: BoardSource) -> dict[str, str]:
+    """Files of means over training seeds and of their differences, where runs differ in nothing else."""
+    if source.seeds is None:
+        return {}
+    stem = f"tables/{source.table.dataset}-{source.table.protocol}-seeds"
+    texts = {
+        f"{stem}.md": to_markdown(source.seeds.table),
+        f"{stem}.tex": to_latex(source.seeds.table),
+        f"{stem}.csv": means_to_csv(source.seeds),
+    }
+    if source.seeds.differences:
+        texts[f"{stem}-differences.md"] = differences_to_markdown(source.seeds)
+        texts[f"{stem}-differences.csv"] = differences_to_csv(source.seeds)
+    return texts
 
 
 def _pictures(galleries: dict[str, Gallery]) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ of two runs' replicates is the replicate of their difference, and its 95 % inter
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,12 +91,33 @@ def standings(scores: pd.DataFrame) -> dict[Hashable, Standing]:
         for index, array, rankable in zip(scores.index, _replicates(scores), _rankable(scores), strict=True)
         if rankable and array.size > 0
     }
-    ranks = {
-        index: 1 + sum(significantly_better(rival, mine, direction) for rival in replicates.values())
-        for index, mine in replicates.items()
-    }
-    marks = _marks(scores, replicates, direction)
-    return {i: Standing(ranks[i], marks[i]) if i in ranks else UNRANKED for i in scores.index}
+    earned = placed(
+        {index: float(scores.loc[[index], "value"].iloc[0]) for index in replicates},
+        direction,
+        lambda ours, theirs: significantly_better(replicates[ours], replicates[theirs], direction),
+    )
+    return {i: earned.get(i, UNRANKED) for i in scores.index}
+
+
+def placed(
+    values: Mapping[Hashable, float], direction: str, beats: Callable[[Hashable, Hashable], bool]
+) -> dict[Hashable, Standing]:
+    """Place rivals: rank 1 + the number of those that beat them; marks for the leader and all it does not beat.
+
+    values: each rival's number; direction: "higher" or "lower" is better; beats(a, b): a is significantly better.
+    """
+    ranks = {one: 1 + sum(beats(rival, one) for rival in values if rival != one) for one in values}
+    marks: dict[Hashable, Mark] = dict.fromkeys(values, "")
+    remaining = list(values)
+    steps: Sequence[Mark] = ("best", "second")
+    for mark in steps:
+        if not remaining:
+            break
+        leader = (max if direction == "higher" else min)(remaining, key=lambda one: values[one])
+        level = {one for one in remaining if one == leader or not beats(leader, one)}
+        marks.update(dict.fromkeys(level, mark))
+        remaining = [one for one in remaining if one not in level]
+    return {one: Standing(ranks[one], marks[one]) for one in values}
 
 
 def rank_scores(scores: pd.DataFrame) -> pd.DataFrame:
@@ -111,26 +132,6 @@ def rank_scores(scores: pd.DataFrame) -> pd.DataFrame:
         },
         index=scores.index,
     )
-
-
-def _marks(scores: pd.DataFrame, replicates: dict[Hashable, np.ndarray], direction: str) -> dict[Hashable, Mark]:
-    """Mark the leader and all it does not beat as best, then the same among the rest as second."""
-    marks: dict[Hashable, Mark] = dict.fromkeys(replicates, "")
-    remaining = list(replicates)
-    steps: Sequence[Mark] = ("best", "second")
-    for mark in steps:
-        if not remaining:
-            break
-        values = scores.loc[remaining, "value"].to_numpy(dtype=float)
-        leader = remaining[int(np.argmax(values) if direction == "higher" else np.argmin(values))]
-        level = {
-            i
-            for i in remaining
-            if i == leader or not significantly_better(replicates[leader], replicates[i], direction)
-        }
-        marks.update(dict.fromkeys(level, mark))
-        remaining = [i for i in remaining if i not in level]
-    return marks
 
 
 def _rankable(scores: pd.DataFrame) -> list[bool]:

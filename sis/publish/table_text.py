@@ -7,7 +7,7 @@ import csv
 import io
 import re
 
-from sis.publish.columns import Column, format_number
+from sis.publish.columns import Column, format_number, format_signed
 from sis.publish.tables import Cell, Row, Table
 
 _LATEX = {
@@ -74,7 +74,7 @@ def to_markdown(table: Table) -> str:
     if table.controls:
         lines.append(_pipes(["**Controls**"] + [""] * (len(head) - 1)))
         lines += [_pipes(_markdown_row(table, row)) for row in table.controls]
-    return "\n".join([*lines, "", LEGEND, *_notes(table), ""])
+    return "\n".join([*lines, "", table.legend or LEGEND, *_notes(table), ""])
 
 
 def to_latex(table: Table) -> str:
@@ -84,11 +84,12 @@ def to_latex(table: Table) -> str:
     for index, column in enumerate(table.columns):
         head.append(escape_latex(column.title))
         head += [r"\textcolor{gray}{paper ($\Delta$)}"] if table.published_in(index) else []
+    legend = table.legend or LEGEND
     lines = [
         r"% \usepackage{booktabs,xcolor}",
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{escape_latex(table.caption)}. Protocol {escape_latex(table.protocol)}. {escape_latex(LEGEND)}}}",
+        rf"\caption{{{escape_latex(table.caption)}. Protocol {escape_latex(table.protocol)}. {escape_latex(legend)}}}",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         _ampersands(head),
@@ -135,7 +136,7 @@ def _markdown_row(table: Table, row: Row) -> list[str]:
         fields.append(marked + _interval(cell, column, r" \[{}, {}\]"))
         if table.published_in(index):
             papers = [f"{p.value:g} ({escape_markdown(p.source)})" for p in cell.published]
-            differences = [_signed(p.difference, column.digits) for p in cell.published]
+            differences = [format_signed(p.difference, column.digits) for p in cell.published]
             fields += ["; ".join(papers), "; ".join(differences)]
     return fields
 
@@ -147,7 +148,7 @@ def _latex_row(table: Table, row: Row) -> list[str]:
         marked = {"best": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}", "": text}
         fields.append(marked[cell.standing.mark] + _interval(cell, column, r" {{\scriptsize [{}, {}]}}"))
         if table.published_in(index):
-            papers = [f"{p.value:g} ({_signed(p.difference, column.digits)})" for p in cell.published]
+            papers = [f"{p.value:g} ({format_signed(p.difference, column.digits)})" for p in cell.published]
             fields.append(rf"\textcolor{{gray}}{{{escape_latex('; '.join(papers))}}}" if papers else "")
     return fields
 
@@ -156,13 +157,6 @@ def _interval(cell: Cell, column: Column, form: str) -> str:
     if cell.low is None or cell.high is None:
         return ""
     return form.format(format_number(cell.low, column.digits), format_number(cell.high, column.digits))
-
-
-def _signed(difference: float | None, digits: int) -> str:
-    if difference is None:
-        return "–"
-    text = format_number(difference, digits)
-    return text if text.startswith("-") or float(text) == 0 else "+" + text
 
 
 def _notes(table: Table) -> list[str]:

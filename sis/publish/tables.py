@@ -49,11 +49,13 @@ class Cell:
     note: str = ""
     standing: Standing = UNRANKED
     published: tuple[PublishedValue, ...] = ()
+    #: Of a mean over training seeds: the value of each seed, in their order.
+    seeds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run with a cell for each column of its table."""
+    """One run, or a group of runs that differ in their training seed (`seed` is None), with a cell for each column."""
 
     run_id: str
     run: str
@@ -61,7 +63,7 @@ class Row:
     title: str
     kind: str
     role: str
-    seed: int
+    seed: int | None
     n_images: int
     n_maps: int
     cells: tuple[Cell, ...]
@@ -71,7 +73,8 @@ class Row:
 class Table:
     """Runs of one dataset under one protocol; contestants by rank of the first ranked column, then controls.
 
-    A protocol defines each metric by a protocol id; every column holds numbers of one id only.
+    A protocol defines each metric by a protocol id; every column holds numbers of one id only. `legend` explains
+    brackets and marks where they are not the usual ones.
     """
 
     caption: str
@@ -80,6 +83,7 @@ class Table:
     columns: tuple[Column, ...]
     contestants: tuple[Row, ...]
     controls: tuple[Row, ...]
+    legend: str = ""
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -153,6 +157,11 @@ def _table(caption: str, scores: pd.DataFrame, columns: list[Column], papers: Pa
         contestants=tuple(row for row in runs if row.role == "contestant"),
         controls=tuple(row for row in runs if row.role != "contestant"),
     )
+    return in_order(table)
+
+
+def in_order(table: Table) -> Table:
+    """The table with its rows by rank and value in the first ranked column, else by title."""
     leading = table.leading_column()
 
     def ordered(rows: tuple[Row, ...]) -> tuple[Row, ...]:

@@ -3,50 +3,26 @@
 
 from __future__ import annotations
 
+import io
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from sis.config.recipe import Recipe
-from sis.data.policies import Draw
-from sis.data.records import RawBatch
-from sis.data.training_data import Request, TrainingData
-from sis.diffusion.noise import Noise
-from sis.errors import SisError, first_of
+from sis.data.training_data import TrainingData
 from sis.progress import Progress
-from sis.training.state import StateFolder
+from sis.training import log as training_log
+from sis.training.batches import Batches, TrainBatch, keyed_draws
+from sis.training.learner import Learned, Learner, Loss
+from sis.training.monitor import Monitor, Sampler
+from sis.training.ranks import ALONE, Ranks
+from sis.training.state import State, StateFolder
 
-_LOG_EVERY = 10
-
-
-@dataclass(frozen=True)
-class TrainBatch:
-    """One step's images: images float32 `(b, 3, h, w)` in [-1, 1]; labels int64 `(b, h, w)`, void last.
-
-    instances: int64 `(b, h, w)`, 0 for stuff; None unless the dataset's card says `edges: true`.
-    """
-
-    image_ids: tuple[str, ...]
-    images: Tensor
-    labels: Tensor
-    instances: Tensor | None
-    noise: Noise
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """Which pairs a step sees: their positions in the split, and (image id, epoch) of each."""
-
-    indices: list[int]
-    keys: tuple[tuple[str, int], ...]
+__all__ = ["TrainBatch", "TrainingRun", "keyed_draws"]
 
 
 @dataclass
@@ -54,6 +30,9 @@ class TrainingRun:
     """One training run of one method on one dataset.
 
     folder: where resumable states live (never a declared output). key: hash of everything that decides the weights.
+    made_of: what went into the key, for messages. config: goes into every state file. resume_other: go on from a state
+    of other code, another device or number of processes. ranks: the processes that work together. sampler: draws
+    pictures of the training into the folder `previews`; without it there are none.
     """
 
     folder: Path
@@ -61,132 +40,96 @@ class TrainingRun:
     seed: int
     device: str
     title: str
+    made_of: dict[str, str] = field(default_factory=dict)
+    config: dict = field(default_factory=dict)
+    resume_other: bool = False
+    ranks: Ranks = ALONE
+    sampler: Sampler | None = None
+    previews: Path = Path("previews")
     log: list[dict] = field(default_factory=list)
     average: dict[str, Tensor] = field(default_factory=dict)
+    #: Where this training went on from a state of something else: the step, and what was different.
+    resumed: list[dict] = field(default_factory=list)
+    seconds: float = 0.0
 
-    def optimise(
-        self, network: nn.Module, loss: Callable[[TrainBatch], Tensor], data: TrainingData, recipe: Recipe
-    ) -> None:
-        """Minimise the mean of `loss` (per-image losses `(b,)`) and leave the averaged weights in `self.average`.
+    def optimise(self, network: nn.Module, loss: Loss, data: TrainingData, recipe: Recipe) -> None:
+        """Minimise the mean of `loss` (see `Loss`) and leave the averaged weights in `self.average`.
 
-        A run that was killed continues from its newest state and ends with the same bits. Raises SisError when a loss
-        is not finite, naming the step and the images.
+        The network keeps the raw weights. A run that was killed continues from its newest state and ends with the same
+        bits. Raises SisError when a loss or gradient is not finite, naming the step and the images.
         """
-        network.to(self.device).train()
-        self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
-        optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-        states = StateFolder(self.folder, self.key)
-        first, self.log = states.resume(network, self.average, optimiser)
-        seconds = self.log[-1]["seconds"] if self.log else 0.0
+        learner = Learner(network, loss, recipe, self.device, self.ranks, self.title)
+        states = StateFolder(self.folder, self.key, self.made_of, self.resume_other)
+        first = self._resume(learner, states)
+        monitor = self._monitor(data, recipe, fresh=first == 0)
+        stream = None if self.ranks.first else io.StringIO()
         with (
-            Progress(f"train {self.title}", recipe.steps, "steps", done=first) as progress,
-            closing(self.batches(range(first, recipe.steps), data, recipe)) as batches,
+            learner.applied(),
+            Progress(f"train {self.title}", recipe.total, "steps", done=first, stream=stream) as progress,
+            closing(self.batches(range(first, recipe.total), data, recipe)) as batches,
         ):
-            for step in range(first, recipe.steps):
+            ids = Batches(data, recipe, self.seed, self.device)
+            for step in range(first, recipe.total):
+                if step == recipe.steps:
+                    learner.begin_second_stage()
                 began = time.perf_counter()
-                value = self._step(step, next(batches), network, loss, recipe, optimiser)
-                seconds += time.perf_counter() - began
-                self._record(step, value, seconds, recipe)
-                done = step + 1
-                if done % recipe.checkpoint_every == 0 and done < recipe.steps:
-                    states.save(done, network, self.average, optimiser, self.log)
-                progress.update(1, loss=value)
-        states.save(recipe.steps, network, self.average, optimiser, self.log)
-
-    def _step(
-        self,
-        step: int,
-        batch: TrainBatch,
-        network: nn.Module,
-        loss: Callable[[TrainBatch], Tensor],
-        recipe: Recipe,
-        optimiser: torch.optim.Optimizer,
-    ) -> float:
-        losses = loss(batch)
-        if not bool(torch.isfinite(losses).all()):
-            bad = [i for i, finite in zip(batch.image_ids, torch.isfinite(losses).tolist(), strict=True) if not finite]
-            raise SisError(f"the loss is not finite at step {step}: {first_of(bad)}", where=self.title)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.rate(step)
-        optimiser.zero_grad()
-        mean = losses.mean()
-        mean.backward()
-        optimiser.step()
-        self._average(network, recipe.ema_decay(step))
-        return float(mean.detach())
-
-    @torch.no_grad()
-    def _average(self, network: nn.Module, decay: float) -> None:
-        current = network.state_dict()
-        for name, value in current.items():
-            if value.is_floating_point():
-                self.average[name].lerp_(value, 1 - decay)
+                learned = self._step(step, next(batches), learner, ids)
+                self.seconds += time.perf_counter() - began
+                self._afterwards(step, learned, learner, monitor, recipe)
+                if step + 1 in (recipe.steps, recipe.total) or (step + 1) % recipe.checkpoint_every == 0:
+                    self._save(step + 1, learner, states)
+                progress.update(1, loss=learned.loss, **(monitor.shown() if monitor else {}))
+        self.average = learner.average
+        if monitor:
+            monitor.finish()
 
     def batch(self, step: int, data: TrainingData, recipe: Recipe) -> TrainBatch:
-        """The batch of a step: the permutation of each epoch, every cut and every mirror follow from the seed alone."""
-        choice = self._choose(step, data, recipe)
-        return self._assemble(choice, data.batch(*self._request(choice, data)), data, recipe)
+        """This process' part of the batch of a step."""
+        return self._batches(data, recipe).of(step)
 
     def batches(self, steps: range, data: TrainingData, recipe: Recipe) -> Generator[TrainBatch, None, None]:
         """`batch` of each step, the next ones read while one is in use; close it to end the reading early."""
-        chosen: deque[_Choice] = deque()
+        return self._batches(data, recipe).ahead(steps)
 
-        def requests() -> Iterator[Request]:
-            for step in steps:
-                chosen.append(self._choose(step, data, recipe))
-                yield self._request(chosen[-1], data)
+    def _batches(self, data: TrainingData, recipe: Recipe) -> Batches:
+        return Batches(data, recipe, self.seed, self.device, (self.ranks.rank, self.ranks.count))
 
-        with closing(data.read_ahead(requests())) as reading:
-            for raw in reading:
-                yield self._assemble(chosen.popleft(), raw, data, recipe)
+    def _step(self, step: int, batch: TrainBatch, learner: Learner, everyone: Batches) -> Learned:
+        return learner.step(step, batch, lambda: everyone.image_ids(step))
 
-    def _choose(self, step: int, data: TrainingData, recipe: Recipe) -> _Choice:
-        size = recipe.batch_size
-        positions = np.arange(step * size, (step + 1) * size)
-        epochs, offsets = positions // len(data), positions % len(data)
-        indices = [self._order(int(e), len(data))[o] for e, o in zip(epochs, offsets, strict=True)]
-        return _Choice(indices, tuple(zip((data.ids[i] for i in indices), epochs.tolist(), strict=True)))
+    def _afterwards(
+        self, step: int, learned: Learned, learner: Learner, monitor: Monitor | None, recipe: Recipe
+    ) -> None:
+        """Draw the picture of a step that has one, and write the step down."""
+        pictures = monitor.look(step + 1, learner.average) if monitor and monitor.due(step + 1) else {}
+        if pictures or training_log.is_logged(step, recipe):
+            self.log.append(training_log.row(step, recipe, learned, self.seconds, pictures))
 
-    def _request(self, choice: _Choice, data: TrainingData) -> Request:
-        return choice.indices, keyed_draws(Noise(self.seed, choice.keys)) if data.augmented else None
+    def _save(self, done: int, learner: Learner, states: StateFolder) -> None:
+        tensors, numbers = learner.state()
+        self.ranks.check_same(tensors)
+        if self.ranks.first:
+            numbers |= {"seconds": self.seconds, "resumed": self.resumed}
+            states.save(State(done, tensors | training_log.to_tensors(self.log), numbers), self.config)
+            training_log.write(self.log, self.folder / "training.parquet", {"step": done})
 
-    def _assemble(self, choice: _Choice, raw: RawBatch, data: TrainingData, recipe: Recipe) -> TrainBatch:
-        """What the methods see: tensors on the device, mirrored by the toss of (seed, epoch, image id)."""
-        noise = Noise(self.seed, choice.keys, self.device)
-        images = torch.from_numpy(raw.images).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        labels = torch.from_numpy(raw.labels).to(self.device).long()
-        instances = None if raw.instances is None else torch.from_numpy(raw.instances).to(self.device).long()
-        if recipe.flip:
-            mirrored = noise.uniform("flip", 0, ())[:, None, None] < 0.5
-            becomes = torch.from_numpy(data.mirror).to(self.device).long()
-            images = torch.where(mirrored[:, None], images.flip(-1), images)
-            labels = torch.where(mirrored, becomes[labels.flip(-1)], labels)
-            instances = None if instances is None else torch.where(mirrored, instances.flip(-1), instances)
-        return TrainBatch(tuple(i for i, _ in choice.keys), images, labels, instances, noise)
+    def _resume(self, learner: Learner, states: StateFolder) -> int:
+        """Restore the newest state, which the first process reads; returns the steps that are done."""
+        found, other = (states.newest() if self.ranks.first else None) or (State(0, {}, {}), [])
+        meta = self.ranks.share(found.meta)
+        state = State(meta.get("step", 0), self.ranks.spread(found.tensors), meta)
+        self.log, self.seconds, self.resumed = [], 0.0, []
+        if state.step:
+            learner.restore(state)
+            self.log = training_log.from_tensors(state.under("log."))
+            self.seconds = meta["seconds"]
+            self.resumed = meta["resumed"] + ([{"step": state.step, "other": other}] if other else [])
+        return state.step
 
-    def _order(self, epoch: int, count: int) -> list[int]:
-        if getattr(self, "_cached_order", (None,))[0] != (epoch, count):
-            bits = Noise(self.seed, (("order", epoch),)).bits("order", 0, (count,))[0]
-            self._cached_order = ((epoch, count), torch.argsort(bits, stable=True).tolist())
-        return self._cached_order[1]
-
-    def _record(self, step: int, loss: float, seconds: float, recipe: Recipe) -> None:
-        if step % _LOG_EVERY == 0 or step == recipe.steps - 1:
-            row = {"step": step, "loss": loss, "seconds": seconds, "images": (step + 1) * recipe.batch_size}
-            self.log.append(row)
-
-
-def keyed_draws(noise: Noise) -> list[Draw]:
-    """For each stream of `noise` the `draw(purpose, low, high)` of preparation policies: whole numbers, all alike.
-
-    The number is low + floor(bits (high - low) / 2^32) with the stream's 32 bits of that purpose (step 0), so that it
-    does not depend on what else is drawn, nor in which order.
-    """
-    drawn: dict[str, list[int]] = {}
-
-    def draw(position: int, purpose: str, low: int, high: int) -> int:
-        if purpose not in drawn:  # two threads may both draw it: the same bits
-            drawn[purpose] = noise.bits(purpose, 0, ()).tolist()
-        return low + ((drawn[purpose][position] * (high - low)) >> 32)
-
-    return [partial(draw, position) for position in range(len(noise.keys))]
+    def _monitor(self, data: TrainingData, recipe: Recipe, fresh: bool) -> Monitor | None:
+        if not (recipe.preview_every and self.sampler and self.ranks.first):
+            return None
+        monitor = Monitor(self.previews, data, recipe, self.seed, self.device, self.sampler)
+        if fresh:
+            monitor.start()
+        return monitor

@@ -5,55 +5,125 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow as pa
+import torch
+from torch import Tensor
 
+from sis.config.recipe import Recipe
 from sis.data.atomic import remove_leftovers
 from sis.data.manifest import Manifest, read_manifest, stable_hash
 from sis.data.pairs import PairSet
-from sis.data.provenance import RunRecord
-from sis.data.schemas import TRAINING_LOG
-from sis.data.tables import write_table
+from sis.data.provenance import RunRecord, device_name
 from sis.data.tensors import save_tensors
 from sis.data.training_data import TrainingData
 from sis.errors import SisError
 from sis.methods.build import build_method
+from sis.methods.contract import Method
 from sis.plan import RunSpec
+from sis.training import log as training_log
 from sis.training.loop import TrainingRun
+from sis.training.preview import preview_sampler
+from sis.training.ranks import ALONE, Ranks
+from sis.training.source import code_digest
 from sis.training.state import StateFolder
 
 
-def train_model(spec: RunSpec, pairs_folder: Path, out: Path, device: str) -> Manifest:
+def train_model(
+    spec: RunSpec,
+    pairs_folder: Path,
+    out: Path,
+    device: str,
+    ranks: Ranks = ALONE,
+    resume_other: bool = False,
+) -> Manifest | None:
     """Train the model of a run; `out` is its final safetensors, states live in `work/` beside it until then.
 
     A model that is there already, whole and of the very same training, is kept.
+
+    Args:
+        ranks: the processes that train it together, each of which calls this; the first one writes.
+        resume_other: go on from a state of other code, another device or number of processes.
+
+    Returns:
+        Its manifest; None in all processes but the first.
     """
-    if not spec.method.trains:
-        raise SisError(f"method {spec.method.name} does not train")
     run = RunRecord.start(seeds={"training": spec.seed}, device=device)
-    pairs = _training_pairs(spec, pairs_folder)
-    key = stable_hash([spec.model_id, pairs.manifest.digest, device], 16)
-    finished = _finished(out, key)
-    if finished is not None:
+    with ranks.together():
+        if not spec.method.trains:
+            raise SisError(f"method {spec.method.name} does not train")
+        pairs = _training_pairs(spec, pairs_folder)
+        key, made_of = _identity(spec, pairs, device, ranks)
+    ranks.agree({name: made_of[name] for name in ("model", "data", "code")})
+    finished = _finished(out, key) if ranks.first else None
+    if ranks.share(finished is not None):
         return finished
-    method = build_method(spec, device, None, None)
-    training = TrainingRun(out.parent / "work", key, spec.seed, device, f"{spec.dataset.name}/{spec.model_id}")
-    method.fit(_data(pairs, pairs_folder), training)
-    log = pa.Table.from_pylist(training.log, schema=TRAINING_LOG)
-    write_table(log, out.with_name("training.parquet"), TRAINING_LOG, {"model_id": spec.model_id})
-    network = method.network
-    facts = {
-        "method": spec.method.name,
-        "model_id": spec.model_id,
-        "key": key,
-        "dataset": spec.dataset.name,
-        "fit": method.fit_params.model_dump(),
-        "label_width": pairs.labels.width,
-        "parameters": sum(p.numel() for p in network.parameters()) if network is not None else 0,
-        "final_loss": training.log[-1]["loss"] if training.log else None,
-        "training_seconds": training.log[-1]["seconds"] if training.log else 0.0,
+    with ranks.together():
+        method = build_method(spec, device, None, None)
+        sampler, data = preview_sampler(spec, method, pairs, device), _data(pairs, pairs_folder)
+    config = _config(spec, method, pairs)
+    training = TrainingRun(
+        out.parent / "work", stable_hash(made_of, 16), spec.seed, device, f"{spec.dataset.name}/{spec.model_id}",
+        made_of, config, resume_other, ranks, sampler, out.parent / "previews",
+    )  # fmt: skip
+    method.fit(data, training)
+    return _publish(method, training, config | {"key": key}, out, run) if ranks.first else None
+
+
+def _identity(spec: RunSpec, pairs: PairSet, device: str, ranks: Ranks) -> tuple[str, dict[str, str]]:
+    """The key of the finished model, and what a resumable state is made of."""
+    several = [ranks.count] if ranks.count > 1 else []
+    kind = torch.device(device).type
+    # Several processes have a device each.
+    key = stable_hash([spec.model_id, pairs.manifest.digest, kind if several else device, *several], 16)
+    made_of = {
+        "model": spec.model_id,
+        "data": stable_hash(pairs.manifest.files, 16),
+        "code": code_digest(spec.method.path),
+        "device": " ".join([kind, *device_name(device).split()[1:]]),
+        "processes": str(ranks.count),
     }
-    save_tensors(training.average, out, "model", facts, run)
-    StateFolder(training.folder, key).clear()
+    return key, made_of
+
+
+def _config(spec: RunSpec, method: Method, pairs: PairSet) -> dict:
+    """What a file of weights says of itself: equal for equal trainings."""
+    return {
+        "method": spec.method.name,
+        "version": spec.method.version,
+        "model_id": spec.model_id,
+        "dataset": spec.dataset.name,
+        "size": list(spec.dataset.size),
+        "labels": pairs.labels.name,
+        "label_width": pairs.labels.width,
+        "edges": spec.dataset.edges,
+        "seed": spec.seed,
+        "fit": method.fit_params.model_dump(),
+    }
+
+
+def _publish(method: Method, training: TrainingRun, config: dict, out: Path, run: RunRecord) -> Manifest:
+    """Write log, raw weights if they are wanted, and the model; then the states are not needed any more."""
+    log, network, recipe = training.log, method.network, method.fit_params
+    training_log.publish(log, out.with_name("training.parquet"), {"model_id": config["model_id"]}, run)
+    key = config.pop("key")
+    facts = config | {
+        "key": key,
+        "parameters": sum(p.numel() for p in network.parameters()) if network is not None else 0,
+        "steps": recipe.total if isinstance(recipe, Recipe) else None,
+        "final_loss": log[-1]["loss"] if log else None,
+        "training_seconds": log[-1]["seconds"] if log else 0.0,
+    }
+    if training.resumed:
+        facts["resumed"] = training.resumed
+
+    def save(tensors: dict[str, Tensor], path: Path, weights: str) -> None:
+        inside = config | {"weights": weights, "steps": facts["steps"]}
+        save_tensors(tensors, path, "model", facts | {"weights": weights}, run, inside)
+
+    if isinstance(recipe, Recipe) and recipe.keep_raw and network is not None:
+        save(network.state_dict(), out.with_name(f"{out.stem}-raw{out.suffix}"), "raw")
+    save(training.average, out, "averaged")
+    StateFolder(training.folder, training.key).clear()
+    training.folder.joinpath("training.parquet").unlink(missing_ok=True)
     remove_leftovers(out.parent)
     return read_manifest(out, "model")
 

@@ -3,22 +3,26 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from small_training import StoppedError, data, network, same, squared_error
+from small_training import train as train_small
 from torch import Tensor, nn
 
-from sis.config.files import label_space
 from sis.config.recipe import Recipe
 from sis.data.manifest import read_manifest
+from sis.data.pairs import PairSet
 from sis.data.policies import Draw
-from sis.data.records import RawBatch, Records
+from sis.data.records import RawBatch
 from sis.data.schemas import TRAINING_LOG
 from sis.data.tables import read_table
 from sis.data.tensors import load_tensors
@@ -29,12 +33,7 @@ from sis.plan import RunSpec
 from sis.training.loop import TrainBatch, TrainingRun
 from sis.training.train import compute_prior, train_model
 
-COUNT = 10
 RECIPE = Recipe(steps=12, batch_size=4, learning_rate=0.01, ema=0.8, checkpoint_every=3, warmup=2, weight_decay=0.01)
-
-
-class StoppedError(Exception):
-    """Stands for a kill."""
 
 
 @pytest.fixture(autouse=True)
@@ -43,54 +42,15 @@ def no_thread_is_left() -> Iterator[None]:
     assert not [t.name for t in threading.enumerate() if t.name.startswith("sis-ahead")]
 
 
-class RandomPixels:
-    """Records that nothing on disk stands behind."""
-
-    def __init__(self) -> None:
-        self.images = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 3), dtype=np.uint8)
-
-    def fill(self, batch: RawBatch, position: int, index: int, draw: Draw | None) -> None:
-        batch.images[position], batch.labels[position] = self.images[index], index % 4
-
-
-def data(records: Records | None = None) -> TrainingData:
-    ids, space = [f"train-{i}" for i in range(COUNT)], label_space("scenes")
-    return TrainingData(ids, (8, 8), space, records or RandomPixels(), instances=False, augmented=False)
-
-
-def network() -> nn.Module:
-    torch.manual_seed(5)
-    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1))
-
-
-def train(
-    folder: Path, *, key: str = "k", stop: int | None = None, recipe: Recipe = RECIPE, seed: int = 0
-) -> TrainingRun:
-    """Train to the end, or raise StoppedError in step `stop`."""
-    net = network()
-    steps = [0]
-
-    def loss(batch: TrainBatch) -> Tensor:
-        noise = batch.noise.normal("eps", 0, (3, 8, 8))
-        steps[0] += 1
-        if stop is not None and steps[0] > stop:
-            raise StoppedError
-        return ((net(batch.images + 0.1 * noise) - batch.images) ** 2).flatten(1).mean(1)
-
-    run = TrainingRun(folder, key, seed, "cpu", "test")
-    run.optimise(net, loss, data(), recipe)
-    return run
+def train(folder: Path, **how: Any) -> TrainingRun:
+    """Train by RECIPE; see small_training."""
+    return train_small(folder, how.pop("recipe", RECIPE), **how)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
     """A run that nobody interrupted."""
     return train(tmp_path_factory.mktemp("whole"))
-
-
-def same(one: TrainingRun, two: TrainingRun) -> bool:
-    losses = [[(r["step"], r["loss"], r["images"]) for r in run.log] for run in (one, two)]
-    return losses[0] == losses[1] and all(torch.equal(one.average[k], two.average[k]) for k in one.average)
 
 
 @pytest.mark.parametrize("stop", range(12))
@@ -140,12 +100,83 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path: Path, whole: Tra
     assert same(train(tmp_path), whole)
 
 
-def test_a_state_of_another_configuration_is_not_used(tmp_path: Path, whole: TrainingRun) -> None:
+def test_a_state_of_another_configuration_is_refused_and_left_alone(tmp_path: Path, whole: TrainingRun) -> None:
     with pytest.raises(StoppedError):
-        train(tmp_path, key="other", stop=10)
-    with pytest.raises(StoppedError):
-        train(tmp_path, stop=11)
+        train(tmp_path, stop=10)
+    there = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(SisError, match=r"made with other configuration \[.*\] - delete this folder to begin anew"):
+        train(tmp_path, key="other")
+    assert sorted(p.name for p in tmp_path.iterdir()) == there
     assert same(train(tmp_path), whole)
+
+
+MADE_OF = {"model": "m", "data": "d", "code": "c", "device": "cpu", "processes": "1"}
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"code": "x"}, "made with other code "),
+        ({"device": "cuda H100", "processes": "2"}, "with device cuda H100 .now cpu. and processes 2 .now 1. "),
+    ],
+)
+def test_a_state_of_other_code_or_hardware_is_used_only_when_told_to(
+    tmp_path: Path, other: dict[str, str], words: str
+) -> None:
+    with pytest.raises(StoppedError):
+        train(tmp_path, stop=10, key="before", made_of=MADE_OF | other)
+    with pytest.raises(SisError, match=words + ".*add --resume-other, or delete"):
+        train(tmp_path, made_of=MADE_OF)
+    run = train(tmp_path, made_of=MADE_OF, resume_other=True)
+    assert run.resumed == [{"step": 9, "other": list(other)}]
+    assert train(tmp_path, made_of=MADE_OF).resumed == run.resumed, "its own states remember"
+
+
+@pytest.mark.parametrize("name", ["model", "data"])
+def test_a_state_of_another_model_or_other_data_is_never_used(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StoppedError):
+        train(tmp_path, stop=4, key="before", made_of=MADE_OF | {name: "x", "code": "x"})
+    with pytest.raises(SisError, match=f"other {name} .*delete this folder to begin anew, or choose another --out"):
+        train(tmp_path, made_of=MADE_OF, resume_other=True)
+
+
+def test_a_folder_of_states_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SisError, match=r"cannot read the training states: Not a directory \[.*file\]"):
+        train(tmp_path / "file")
+
+    def denied(folder: Path) -> Iterator[Path]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(SisError, match="cannot read the training states: Permission denied"):
+        train(tmp_path)
+
+
+def test_a_state_that_cannot_be_read_is_not_taken_for_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StoppedError):
+        train(tmp_path, stop=4)
+    plain = Path.open
+
+    def failing(path: Path, *how: Any, **named: Any) -> Any:
+        if path.name.startswith("state-") and path.suffix == ".safetensors":
+            raise OSError(5, "Input/output error")
+        return plain(path, *how, **named)
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(SisError, match=r"cannot read a training state: Input/output error \[.*state-00000003"):
+        train(tmp_path)
+    assert list(tmp_path.glob("state-*.safetensors"))
+
+
+def test_a_state_carries_its_configuration_and_the_log_is_beside_it(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        train(tmp_path, stop=7, config={"method": "some"})
+    with safe_open(tmp_path / "state-00000006.safetensors", "pt") as file:
+        assert file.metadata() == {"sis": '{"method": "some", "step": 6}'}
+    assert read_table(tmp_path / "training.parquet", TRAINING_LOG).column("step").to_pylist() == [0]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -162,9 +193,77 @@ def test_a_loss_that_is_not_finite_names_step_and_image(tmp_path: Path, bad: flo
         return losses
 
     run = TrainingRun(tmp_path, "k", 0, "cpu", "title")
-    with pytest.raises(SisError, match=r"not finite at step \d+: train-3 \[title\]"):
+    with pytest.raises(SisError, match=r"the loss is not finite at step \d+: train-3 \[title\]"):
         run.optimise(net, loss, data(), RECIPE)
     assert guilty
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_path: Path) -> None:
+    net = network()
+
+    def loss(net: nn.Module, batch: TrainBatch) -> Tensor:
+        # The root of zero: a finite loss whose gradient is not.
+        return squared_error(net, batch) + (net[0].weight[0, 0, 0, 0] * 0).abs().sqrt()
+
+    with pytest.raises(SisError, match=r"the gradient is not finite at step 0: train-\d, .*lower the learning rate"):
+        train(tmp_path, net=net, loss=loss)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), network().parameters(), strict=True))
+
+
+@pytest.mark.parametrize("checkpointing", [None, False, True])
+@pytest.mark.parametrize("micro", [0, 3, 1])
+def test_an_exhausted_memory_names_what_to_change_and_changes_nothing(
+    tmp_path: Path, micro: int, checkpointing: bool | None
+) -> None:
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Conv2d(3, 3, 1)
+            if checkpointing is not None:
+                self.checkpointing = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB")
+
+    recipe = Recipe(steps=2, batch_size=8, micro_batch=micro, checkpointing=bool(checkpointing))
+    wanted = {0: "set micro_batch to 4", 3: "set micro_batch to 2", 1: ""}[micro]
+    wanted += {0: " or ", 3: " or ", 1: ""}[micro] * (checkpointing is False)
+    wanted += "set checkpointing to true" if checkpointing is False else ""
+    with pytest.raises(SisError) as caught:
+        train(tmp_path, recipe=recipe, net=Narrow(), loss=squared_error)
+    assert caught.value.what == f"out of memory at step 0: {micro or 8} images of 8x8 go through the network together"
+    assert caught.value.fix == (wanted or "use a narrower precision, smaller images or more memory")
+
+
+def test_other_errors_of_torch_keep_their_own_words(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="size"):
+        train(tmp_path, loss=lambda net, batch: net(batch.images[:, :2]))
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda net, batch: squared_error(net, batch).mean(), r"one number an image, \(4,\), this one is \(\)"),
+        (lambda net, batch: {"simpel": squared_error(net, batch)}, "no part 'simpel' - did you mean 'simple'"),
+    ],
+)
+def test_a_loss_of_another_form_is_refused(tmp_path: Path, loss: Callable, words: str) -> None:
+    with pytest.raises(SisError, match=words):
+        train(tmp_path, loss=loss)
+
+
+def test_named_parts_of_a_loss_are_summed_and_logged(tmp_path: Path, whole: TrainingRun) -> None:
+    def halves(net: nn.Module, batch: TrainBatch) -> dict[str, Tensor]:
+        whole = squared_error(net, batch)
+        return {"simple": 0.75 * whole, "vlb": 0.25 * whole}
+
+    run = train(tmp_path, loss=halves)
+    for row, plain in zip(run.log, whole.log, strict=True):
+        assert row["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+        assert row["simple"] == pytest.approx(0.75 * row["loss"]) and row["vlb"] == pytest.approx(0.25 * row["loss"])
+        assert plain["simple"] is None and plain["vlb"] is None
+        assert row["learning_rate"] == RECIPE.rate(row["step"]) and 0 < row["gradient_norm"] < 100
+    assert same(train(tmp_path), run), "the finished state keeps the log"
 
 
 @pytest.mark.parametrize("error", [StoppedError, KeyboardInterrupt])
@@ -199,6 +298,35 @@ def test_the_average_starts_young_only_when_asked() -> None:
     assert young.ema_decay(0) == 0.1 and young.ema_decay(10**6) == 0.999
 
 
+def test_default_training_is_the_plain_loop_bit_for_bit(
+    tiny_pairs: Path, tiny_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    """What everything else in these files must not change: AdamW on the mean loss, an average after every step."""
+    fit = tiny_spec("sdm").fit | {"warmup": 2, "decay": "cosine", "weight_decay": 0.01, "ema_warmup": True}
+    spec = tiny_spec("sdm", fit=fit)
+    everything = TrainingData.open(PairSet.open(tiny_pairs / "train"), tmp_path / "decoded")
+    run, trained = TrainingRun(tmp_path / "work", "k", 0, "cpu", "t"), build_method(spec, "cpu", None, None)
+    trained.fit(everything, run)
+
+    method = build_method(spec, "cpu", None, None)
+    recipe, net = method.fit_params, method.network.train()
+    average = {k: v.detach().clone() for k, v in net.state_dict().items()}
+    optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    for step in range(recipe.steps):
+        loss = method.loss(run.batch(step, everything, recipe))
+        losses = loss if isinstance(loss, Tensor) else sum(loss.values())
+        warm = min(1.0, (step + 1) / 2)
+        optimiser.param_groups[0]["lr"] = 0.001 * warm * 0.5 * (1 + math.cos(math.pi * step / 6))
+        optimiser.zero_grad()
+        losses.mean().backward()
+        optimiser.step()
+        with torch.no_grad():
+            for name, value in net.state_dict().items():
+                average[name].lerp_(value, 1 - min(0.5, (1 + step) / (10 + step)))
+    assert all(torch.equal(run.average[k], average[k]) for k in average)
+    assert all(torch.equal(a, b) for a, b in zip(trained.network.parameters(), net.parameters(), strict=True))
+
+
 def test_the_average_of_weights_is_exponential(tmp_path: Path) -> None:
     net = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(net.weight)
@@ -225,7 +353,41 @@ def test_a_trained_model_is_published_with_its_facts_and_its_log(
     assert manifest.meta["parameters"] > 0 and math.isfinite(manifest.meta["final_loss"])
     log = read_table(tiny_model.with_name("training.parquet"), TRAINING_LOG)
     assert log.column("step").to_pylist() == [0, 5] and log.column("images").to_pylist() == [4, 24]
-    assert not list(tiny_model.parent.rglob("state-*"))
+    assert log.column("stage").to_pylist() == [1, 1] and log.column("sample_mean_red").null_count == 2
+    assert read_manifest(tiny_model.with_name("training.parquet"), "training").meta == {
+        "model_id": manifest.meta["model_id"]
+    }
+    assert sorted(p.name for p in tiny_model.parent.iterdir() if p.is_file()) == [
+        "model.safetensors", "model.safetensors.manifest.json",
+        "training.parquet", "training.parquet.manifest.json",
+    ]  # fmt: skip
+    assert not list((tiny_model.parent / "work").iterdir())
+
+
+def test_a_model_file_says_itself_what_it_is(tiny_model: Path, tiny_spec: Callable[..., RunSpec]) -> None:
+    spec, method = tiny_spec("sdm"), build_method(tiny_spec("sdm"), "cpu", None, None)
+    with safe_open(tiny_model, "pt") as file:
+        facts = json.loads(file.metadata()["sis"])
+    assert facts == {
+        "method": "sdm", "version": method.VERSION, "model_id": spec.model_id, "dataset": "scenes_tiny",
+        "size": [32, 32], "labels": "scenes", "label_width": method.context.labels.width, "edges": False, "seed": 0,
+        "fit": method.fit_params.model_dump(), "weights": "averaged", "steps": 6,
+    }  # fmt: skip
+    assert facts["fit"]["diffusion_steps"] == 50 and facts["fit"]["width"] == 8
+
+
+def test_raw_weights_are_kept_on_request_and_are_a_model_too(
+    tiny_pairs: Path, tiny_spec: Callable[..., RunSpec], tmp_path: Path, tiny_model: Path
+) -> None:
+    spec = tiny_spec("sdm", fit=tiny_spec("sdm").fit | {"keep_raw": True})
+    train_model(spec, tiny_pairs / "train", tmp_path / "model.safetensors", "cpu")
+    averaged, meta = load_tensors(tmp_path / "model.safetensors", "model")
+    raw, raw_meta = load_tensors(tmp_path / "model-raw.safetensors", "model")
+    assert (meta["weights"], raw_meta["weights"]) == ("averaged", "raw")
+    assert all(torch.equal(v, averaged[k]) for k, v in load_tensors(tiny_model, "model")[0].items())
+    assert averaged.keys() == raw.keys() and not all(torch.equal(averaged[k], raw[k]) for k in raw)
+    method = build_method(spec, "cpu", None, None)
+    load_weights(method, tmp_path / "model-raw.safetensors")
 
 
 def test_a_published_model_loads_into_its_network(tiny_model: Path, tiny_spec: Callable[..., RunSpec]) -> None:
