@@ -36,6 +36,8 @@ class RunSpec:
     batch_size: int
     shard_size: int
     threads: int
+    checkpoint: str = ""
+    checkpoint_weights: str = ""
     model_id: str = field(init=False)
     prior_id: str = field(init=False)
     run_id: str = field(init=False)
@@ -43,7 +45,8 @@ class RunSpec:
     def __post_init__(self) -> None:
         # What a model is made of: everything that decides its weights on one machine.
         base = [self.method.name, self.method.version, self.dataset.identity(), self.threads]
-        model = stable_hash([*base, self.fit, self.seed])
+        imported = [self.checkpoint, self.checkpoint_weights] if self.checkpoint else []
+        model = stable_hash([*base, self.fit, self.seed, *imported])
         object.__setattr__(self, "model_id", f"{self.method.name}-{model}" if self.method.trains else "")
         object.__setattr__(self, "prior_id", f"{self.method.name}-{model}" if self.method.has_prior else "")
         how = [self.sample, self.sample_seed, self.samples_per_map, self.batch_size, self.protocol.split]
@@ -186,6 +189,19 @@ class Plan:
         """Any run that uses a model or a prior (all of them agree on how it is made)."""
         return next(s for s in self.runs if s.dataset.name == dataset and model_id in (s.model_id, s.prior_id))
 
+    def models(self, imported: bool) -> list[str]:
+        """Ids of the models that are imported from somebody's file, or of those that are trained here."""
+        return sorted({s.model_id for s in self.runs if s.model_id and bool(s.checkpoint) == imported})
+
+    def checkpoint(self, dataset: str, model_id: str) -> str:
+        """The file of weights that a model is imported from."""
+        return self.of_model(dataset, model_id).checkpoint
+
+    def checkpoint_option(self, dataset: str, model_id: str) -> str:
+        """The option of `sis checkpoint import` that says what the weights are, if the run says so."""
+        weights = self.of_model(dataset, model_id).checkpoint_weights
+        return f"--weights {weights}" if weights else ""
+
     def run_ids(self, *kinds: str, method: str = "") -> list[str]:
         """Ids of all runs, or of those of some kinds, or of one method."""
         every = not kinds and not method
@@ -275,8 +291,13 @@ def _spec(
             where=f"config/experiments/{chosen.name}.yaml",
             fix="leave it out, or name the `datasets:` that it runs on",
         )
+    if run.checkpoint and not method.trains:
+        raise SisError(
+            f"run {name!r} names a checkpoint, but method {method.name} has no model",
+            where=f"config/experiments/{chosen.name}.yaml",
+        )
     samples = run.samples_per_map or (1 if method.deterministic else chosen.samples_per_map)
     return RunSpec(
         card, protocol, name, method, run.title or method.title, run.fit, run.sample, run.seed, chosen.sample_seed,
-        samples, chosen.batch_size, chosen.shard_size, chosen.threads,
+        samples, chosen.batch_size, chosen.shard_size, chosen.threads, run.checkpoint, run.checkpoint_weights,
     )  # fmt: skip

@@ -37,6 +37,12 @@ class Run(StrictModel):
     group: Name | Literal[""] = Field(
         default="", description="runs that differ in their seed alone and share this name get a row for their mean"
     )
+    checkpoint: str = Field(
+        default="", description="file of somebody's weights that are imported instead of trained (docs/checkpoints.md)"
+    )
+    checkpoint_weights: Literal["", "ema", "raw"] = Field(
+        default="", description="what those weights are; recorded, since no file tells"
+    )
     samples_per_map: int | None = Field(default=None, ge=1, description="images a label map; empty: the experiment's")
     datasets: list[Name] = Field(default=[], description="datasets of this run; empty: all of the experiment")
     published: str | None = Field(

@@ -205,3 +205,20 @@ def test_a_control_that_shows_photographs_is_refused_where_there_are_none(projec
     card.write_text(card.read_text().replace("val: {count: 16}", "val: {count: 16, photographs: false}"))
     with pytest.raises(SisError, match=r"run 'real' shows real photographs, scenes_tiny/val has none"):
         load_plan(experiment="tiny")
+
+
+def test_a_checkpoint_is_imported_where_a_run_names_one_and_changes_no_other_name(project_copy: Path) -> None:
+    before = load_plan(experiment="tiny")
+    runs = yaml.safe_load((project_copy / "config" / "experiments" / "tiny.yaml").read_text())["runs"]
+    runs["theirs"] = {**runs["sdm-s1.5"], "checkpoint": "weights/sdm.pt", "checkpoint_weights": "ema"}
+    edit(project_copy, runs=runs)
+    plan = load_plan(experiment="tiny")
+    theirs, ours = plan.spec(DATASET, "theirs"), plan.spec(DATASET, "sdm-s1.5")
+    assert theirs.model_id != ours.model_id == before.spec(DATASET, "sdm-s1.5").model_id
+    assert plan.models(imported=True) == [theirs.model_id] and theirs.model_id not in plan.models(imported=False)
+    assert plan.checkpoint(DATASET, theirs.model_id) == "weights/sdm.pt"
+    assert plan.checkpoint_option(DATASET, theirs.model_id) == "--weights ema"
+    runs["palette"] = {"method": "palette", "checkpoint": "weights/sdm.pt"}
+    edit(project_copy, runs=runs)
+    with pytest.raises(SisError, match="run 'palette' names a checkpoint, but method palette has no model"):
+        load_plan(experiment="tiny")

@@ -7,6 +7,8 @@ rule train:
         model=plan.model("{dataset}", "{model}"),
     log:
         "logs/train/{dataset}.{model}.log",
+    wildcard_constraints:
+        model=plan.pattern(plan.models(imported=False)),
     conda:
         "../envs/sis.yaml"
     threads: plan.experiment.threads
@@ -19,3 +21,26 @@ rule train:
     shell:
         "sis train --experiment {params.experiment} --dataset {wildcards.dataset} --run {params.run}"
         " --pairs {input.pairs} --device {resources.device} --out {output.model} 2>&1 | tee {log}"
+
+
+# A run whose weights somebody else trained: `checkpoint:` names their file.
+rule import_checkpoint:
+    input:
+        file=lambda wildcards: plan.checkpoint(wildcards.dataset, wildcards.model),
+    output:
+        model=plan.model("{dataset}", "{model}"),
+    log:
+        "logs/import/{dataset}.{model}.log",
+    wildcard_constraints:
+        model=plan.pattern(plan.models(imported=True)),
+    conda:
+        "../envs/sis.yaml"
+    params:
+        experiment=plan.experiment.name,
+        run=lambda wildcards: plan.of_model(wildcards.dataset, wildcards.model).name,
+        weights=lambda wildcards: plan.checkpoint_option(
+            wildcards.dataset, wildcards.model
+        ),
+    shell:
+        "sis checkpoint import {input.file:q} --experiment {params.experiment} --dataset {wildcards.dataset}"
+        " --run {params.run} {params.weights} --out {output.model} 2>&1 | tee {log}"
