@@ -41,6 +41,10 @@ class SegmenterCard(StrictModel):
     seed: Annotated[int, Field(ge=0)] = Field(description="seed of initial weights, order and augmentation")
     width: Annotated[int, Field(ge=4, multiple_of=4)] = Field(description="channels at full resolution")
     jitter: Share = Field(default=0.1, description="largest relative change of brightness and contrast in training")
+    images: Positive | None = Field(
+        default=None,
+        description="training pairs, evenly spaced over the sorted ids; all lie in memory; null = every one",
+    )
 
 
 class LpipsCard(StrictModel):

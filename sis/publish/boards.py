@@ -67,16 +67,7 @@ def _board(source: BoardSource, context: PublishContext, ambiguous: bool) -> dic
         "dataset": table.dataset,
         "protocol": table.protocol,
         **_definitions(table, context.protocols),
-        "columns": [
-            {
-                **asdict(column),
-                "arrow": column.arrow,
-                "title": column.title,
-                "ranked": any(row.cells[i].standing.rank is not None for row in table.contestants),
-                "domain": _domain([row.cells[i] for row in table.rows]),
-            }
-            for i, column in enumerate(table.columns)
-        ],
+        "columns": _columns(table, table.rows),
         "leading": table.leading_column(),
         "rows": [
             {
@@ -91,6 +82,20 @@ def _board(source: BoardSource, context: PublishContext, ambiguous: bool) -> dic
     }
 
 
+def _columns(table: Table, scale: Sequence[Row]) -> list[dict]:
+    """Describe the columns; `scale` are the rows that the bars of a column have room for."""
+    return [
+        {
+            **asdict(column),
+            "arrow": column.arrow,
+            "title": column.title,
+            "ranked": any(row.cells[i].standing.rank is not None for row in table.contestants),
+            "domain": _domain([row.cells[i] for row in scale]),
+        }
+        for i, column in enumerate(table.columns)
+    ]
+
+
 def _over_seeds(over: OverSeeds) -> dict:
     """Means over training seeds: a row a group, and for each column its differences by the two groups' names."""
     table, directions = over.table, {column.key: column.direction for column in over.table.columns}
@@ -100,7 +105,7 @@ def _over_seeds(over: OverSeeds) -> dict:
         wins = one.wins(directions[one.column])
         differences[one.column].setdefault(one.first, {})[one.second] = {**facts, "wins": wins}
     return {
-        "domains": [_domain([row.cells[i] for row in table.rows]) for i in range(len(table.columns))],
+        "columns": _columns(table, table.contestants),
         "leading": table.leading_column(),
         "rows": [
             {

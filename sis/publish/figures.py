@@ -45,11 +45,12 @@ def multimodal(choice: Choice, out: Path) -> list[Path]:
     if len(specs) != 1:
         raise SisError("this figure shows one run", fix=f"give --run: {first_of((s.name for s in specs), 12)}")
     (spec,) = specs
-    have, count = spec.samples_per_map, choice.samples or min(SAMPLES, spec.samples_per_map)
+    images, pairs = _images(plan, spec), _pairs(plan, specs)
+    have = int(images.meta["samples_per_map"])  # of a rule of its own, what it drew and not what was planned
+    count = choice.samples or min(SAMPLES, have)
     if have < 2 or not 1 <= count <= have:
         drew = f"run {spec.name} drew {have} sample{'s' * (have > 1)} a label map"
         raise SisError(f"{drew}, this figure needs {max(2, count)}", fix="raise samples_per_map, or choose another run")
-    images, pairs = _images(plan, spec), _pairs(plan, specs)
     rows = {}
     for image_id in _ids(choice, pairs, [images]):
         rows[image_id] = [*_given(pairs, image_id), *(images.get(image_id, sample) for sample in range(count))]
@@ -68,7 +69,9 @@ def comparison(choice: Choice, out: Path) -> list[Path]:
     rows = {}
     for image_id in _ids(choice, pairs, sets):
         rows[image_id] = [*_given(pairs, image_id), *(images.get(image_id, 0) for images in sets)]
-    heads = [*_given_heads(pairs), *(spec.title for spec in specs)]
+    titles = [spec.title for spec in specs]
+    named = [t if titles.count(t) == 1 else f"{t} ({s.name})" for t, s in zip(titles, specs, strict=True)]
+    heads = [*_given_heads(pairs), *named]
     caption = f"sample 0 of every run; {_rule(choice)}"
     return _written(out, plan.experiment.title, caption, heads, rows)
 

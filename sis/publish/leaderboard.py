@@ -13,11 +13,12 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from sis.publish.columns import format_number
+from sis.publish.columns import format_number, format_signed
 from sis.publish.gallery import Gallery
 from sis.publish.page_pictures import Picture, data_uri
 from sis.publish.timings import format_bytes, format_duration
@@ -56,6 +57,7 @@ def render_page(data: dict, galleries: Mapping[str, Gallery]) -> str:
         script=Markup(script),
         policy=content_security_policy(style, script),
         number=format_number,
+        signed=format_signed,
         bar=bar_geometry,
         stand_ins=_stand_ins(data),
         timeline=partial(_timeline, end=_last_moment(data)),
@@ -72,17 +74,21 @@ def content_security_policy(style: str, script: str) -> str:
     )
 
 
-def bar_geometry(cell: dict, domain: list[float] | None) -> dict[str, float] | None:
-    """Place a value and its interval on a bar of BAR pixels; None when there is nothing to draw."""
+def bar_geometry(cell: dict, domain: list[float] | None) -> dict[str, Any] | None:
+    """Place a value, its interval and single seeds on a bar of BAR pixels; None when there is nothing to draw."""
     if domain is None or cell["value"] is None:
         return None
     start, end = domain
     scale = (BAR - 4) / (end - start) if end > start else 0.0
-    value = round(2 + (cell["value"] - start) * scale, 2)
+
+    def place(number: float) -> float:
+        return round(2 + (number - start) * scale, 2)
+
+    value, seeds = place(cell["value"]), [place(one) for one in cell.get("seeds", [])]
     if cell["low"] is None or cell["high"] is None:
-        return {"value": value, "low": value, "width": 0.0}
-    low, high = (round(2 + (cell[name] - start) * scale, 2) for name in ("low", "high"))
-    return {"value": value, "low": low, "width": round(high - low, 2)}
+        return {"value": value, "low": value, "width": 0.0, "seeds": seeds}
+    low, high = place(cell["low"]), place(cell["high"])
+    return {"value": value, "low": low, "width": round(high - low, 2), "seeds": seeds}
 
 
 def _encoded_within_budget(galleries: Mapping[str, Gallery]) -> dict[str, dict]:

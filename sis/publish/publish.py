@@ -31,8 +31,9 @@ _KEY = ["dataset", "protocol", "run_id", "metric", "class_name"]
 def publish(scores: Sequence[Path], out: Path, context: PublishContext) -> list[Path]:
     """Write everything that one experiment publishes to folder `out`; returns the written files, sorted.
 
-    `scores.parquet`, `tables/*.{md,tex,csv}` (`*-seeds*`: means over training seeds), `gallery/*.png`, `leaderboard.html`, `leaderboard.json`. Equal inputs
-    give equal bytes. Raises SisError for unreadable or contradictory scores before anything is written.
+    `scores.parquet`, `tables/*.{md,tex,csv}` (`*-seeds*`: means over training seeds), `gallery/*.png`,
+    `leaderboard.html`, `leaderboard.json`. Equal inputs give equal bytes. Raises SisError for unreadable or
+    contradictory scores before anything is written.
     """
     merged = read_scores(scores)
     sources = [_source(board, context) for board in _boards(merged)]

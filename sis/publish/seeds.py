@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from sis.errors import SisError
-from sis.publish.columns import Column
+from sis.publish.columns import Column, decimal_places
 from sis.publish.ranking import CONFIDENCE, UNRANKED, Standing, placed
 from sis.publish.tables import Cell, Row, Table, in_order
 
@@ -145,7 +145,7 @@ def over_seeds(table: Table, scores: pd.DataFrame, groups: Mapping[str, str]) ->
         caption=f"{table.caption}, means over training seeds",
         dataset=table.dataset,
         protocol=table.protocol,
-        columns=table.columns,
+        columns=tuple(_rounded(column, numbers[column.key], differences) for column in table.columns),
         contestants=tuple(row for row in rows if row.role == "contestant"),
         controls=tuple(row for row in rows if row.role != "contestant")
         + tuple(row for row in table.controls if row.run_id not in grouped),
@@ -249,6 +249,17 @@ def _cell(numbers: _Numbers | None, cells: Sequence[Cell], standing: Standing) -
     notes = {cell.note for cell in cells}
     note = notes.pop() if len(notes) == 1 else ""
     return Cell(mean.value, mean.low, mean.high, note, standing, papers, tuple(values))
+
+
+def _rounded(column: Column, numbers: Mapping[str, _Numbers], differences: Sequence[Difference]) -> Column:
+    """The column with the decimals that the intervals of its means, or those of its differences, justify."""
+    means = [mean_over_seeds([*one.values.values()], [*one.replicates.values()]) for one in numbers.values()]
+    gaps = [one.estimate for one in differences if one.column == column.key]
+    digits = [min(column.digits, 1)]
+    for some in (means, gaps):
+        rows = [(one.value, one.low, one.high) for one in some]
+        digits += [decimal_places(pd.DataFrame(rows, columns=["value", "low", "high"]))] if rows else []
+    return replace(column, digits=max(digits))
 
 
 def _titles(scores: pd.DataFrame, members: Mapping[str, list[Row]]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import io
 
-from sis.publish.columns import Column, format_number, format_signed
+from sis.publish.columns import Column, format_signed
 from sis.publish.seeds import Difference, OverSeeds
 from sis.publish.table_text import escape_markdown
 

@@ -30,7 +30,9 @@ from sis.data.training_data import TrainingData
 from sis.errors import SisError
 from sis.methods.build import build_method, load_weights
 from sis.plan import RunSpec
+from sis.training import source
 from sis.training.loop import TrainBatch, TrainingRun
+from sis.training.source import code_digest
 from sis.training.train import compute_prior, train_model
 
 RECIPE = Recipe(steps=12, batch_size=4, learning_rate=0.01, ema=0.8, checkpoint_every=3, warmup=2, weight_decay=0.01)
@@ -130,6 +132,44 @@ def test_a_state_of_other_code_or_hardware_is_used_only_when_told_to(
     run = train(tmp_path, made_of=MADE_OF, resume_other=True)
     assert run.resumed == [{"step": 9, "other": list(other)}]
     assert train(tmp_path, made_of=MADE_OF).resumed == run.resumed, "its own states remember"
+
+
+def test_a_state_of_a_method_is_bound_to_its_code(
+    tiny_pairs: Path, tiny_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, out = tiny_spec("sdm", fit=tiny_spec("sdm").fit | {"checkpoint_every": 2}), tmp_path / "model.safetensors"
+    plain = TrainingRun._step
+
+    def stopping(run: TrainingRun, step: int, *rest: Any) -> Any:
+        if step == 3:
+            raise StoppedError
+        return plain(run, step, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(TrainingRun, "_step", stopping)
+        train_model(spec, tiny_pairs / "train", out, "cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr("sis.training.train.code_digest", lambda method: "other")
+        with pytest.raises(SisError, match="made with other code "):
+            train_model(spec, tiny_pairs / "train", out, "cpu")
+    manifest = train_model(spec, tiny_pairs / "train", out, "cpu")
+    assert manifest is not None and "resumed" not in manifest.meta
+
+
+def test_code_is_the_method_s_file_what_trains_it_and_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = tmp_path / "method.py"
+    method.write_text("one")
+    first = code_digest(method)
+    assert first == code_digest(method)
+    method.write_text("two")
+    second = code_digest(method)
+    monkeypatch.setattr("sis.training.source._DECIDING", ("nets",))
+    third = code_digest(method)
+    monkeypatch.setattr(torch, "__version__", "0.1")
+    assert len({first, second, third, code_digest(method)}) == 4
+    monkeypatch.undo()
+    root = Path(code_digest.__code__.co_filename).parents[1]
+    assert all((root / name).exists() for name in source._DECIDING)
 
 
 @pytest.mark.parametrize("name", ["model", "data"])

@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_training import StoppedError, network, same, squared_error, train
+from small_training import StoppedError, data, network, same, squared_error, train
 from torch import Tensor, nn
 
 from sis.config.recipe import Recipe
 from sis.data.pairs import PairSet
+from sis.data.schemas import TRAINING_LOG
 from sis.data.training_data import TrainingData
 from sis.errors import SisError
 from sis.methods.build import build_method
@@ -98,8 +101,6 @@ def test_the_second_stage_has_a_fresh_optimiser_and_a_fresh_average(tmp_path: Pa
     net = network()
     net.load_state_dict(seen[7], strict=False)
     optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.rate(7), weight_decay=0.01)
-    from small_training import data
-
     batch = TrainingRun(tmp_path, "k", 0, "cpu", "t").batch(7, data(), recipe)
     squared_error(net, batch).mean().backward()
     optimiser.step()
@@ -109,8 +110,6 @@ def test_the_second_stage_has_a_fresh_optimiser_and_a_fresh_average(tmp_path: Pa
 
 def test_steps_order_and_noise_run_through_both_stages(tmp_path: Path) -> None:
     run = TrainingRun(tmp_path, "k", 0, "cpu", "t")
-    from small_training import data
-
     one, both = Recipe(steps=12, batch_size=4), Recipe(steps=7, finetune_steps=5, batch_size=4)
     for step in range(12):
         a, b = run.batch(step, data(), one), run.batch(step, data(), both)
@@ -200,3 +199,15 @@ def test_a_recipe_that_cannot_be_is_refused_by_name(
 ) -> None:
     with pytest.raises(SisError, match=words):
         build_method(tiny_spec("sdm", fit=given), "cpu", None, None)
+
+
+def test_the_page_about_training_names_every_option_with_its_default_and_every_column() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    table = dict(re.findall(r"^\| (`[^|]+`) \| ([^|]+) \|", page.split("## Two stages")[0], re.MULTILINE))
+    found = {}
+    for names, defaults in table.items():
+        found |= dict(zip(re.findall(r"`(\w+)`", names), defaults.split(", "), strict=True))
+    wanted = {name: field.default for name, field in Recipe.model_fields.items()}
+    assert {k: v if isinstance(wanted[k], str) else json.loads(v) for k, v in found.items()} == wanted
+    columns = {name for name in TRAINING_LOG.names if not name.startswith(("sample_", "data_"))}
+    assert columns <= set(re.findall(r"`(\w+)`", page)) and "`sample_mean_red` … `data_std_blue`" in page
