@@ -40,6 +40,7 @@ include: "workflow/rules/prior.smk"
 include: "workflow/rules/sample.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/publish.smk"
+include: "workflow/rules/figures.smk"
 include: "workflow/rules/demo.smk"
 
 

@@ -87,11 +87,18 @@ def count() -> None:
         print(f"| {dataset} |" + "".join(f" {v:.2f} |" for v in (*found, *ratios)))
 
 
-def seconds(step: Callable[[], object], device: str = "cpu") -> float:
+def processor_seconds(step: Callable[[], object]) -> float:
+    """Time on the processor: what else runs on the machine counts little."""
+    began = time.process_time()
+    step()
+    return time.process_time() - began
+
+
+def wall_seconds(step: Callable[[], object]) -> float:
+    """Time on the clock until the GPU is done."""
     began = time.perf_counter()
     step()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
@@ -110,32 +117,37 @@ def check(chosen: dict[str, Denoiser], x: Tensor, t: Tensor) -> None:
         assert all(error <= limit for error, limit in zip(errors, LIMITS[name], strict=True)), name
 
 
-def measure(width: int, size: int, rounds: int) -> None:
+def taken(width: int, size: int, rounds: int) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Seconds that each way needs to begin, and those of its steps; the ways take turns."""
     network, label = drawn_network(width), drawn_label(1, size)
     x, t = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(2)), torch.tensor([500])
-    fills: dict[str, float] = {}
     chosen: dict[str, Denoiser] = {}
+    fills: dict[str, float] = {}
     for name, how in WAYS.items():
-        began = time.perf_counter()
+        began = time.process_time()
         chosen[name] = denoiser(network, label, how)
-        fills[name] = time.perf_counter() - began
+        fills[name] = time.process_time() - began
     check(chosen, x, t)
-    taken: dict[str, list[float]] = {name: [] for name in chosen}
+    steps: dict[str, list[float]] = {name: [] for name in chosen}
     for turn in range(rounds + 1):
-        order = list(chosen) if turn % 2 else list(chosen)[::-1]
-        for name in order:
-            taken[name].append(seconds(lambda step=chosen[name]: step(x, t)))
-    print(f"\n{size} x {size}, width {width}, one thread, seconds a guided step (median of {rounds})\n")
+        for name in list(chosen) if turn % 2 else list(chosen)[::-1]:
+            steps[name].append(processor_seconds(lambda step=chosen[name]: step(x, t)))
+    return fills, {name: each[1:] for name, each in steps.items()}  # the first round warms up
+
+
+def measure(width: int, size: int, rounds: int) -> None:
+    fills, steps = taken(width, size, rounds)
+    print(f"\n{size} x {size}, width {width}, one thread, processor seconds a guided step (median of {rounds})\n")
     print("| way | a step | plain / way | lowest, highest ratio | filling the stores, once | peak memory, MiB |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for name in chosen:
-        pairs = [a / b for a, b in zip(taken["plain"][1:], taken[name][1:], strict=True)]
-        peak = subprocess.run(
-            [sys.executable, __file__, "peak", name, str(width), str(size)], capture_output=True, check=True
-        )
+    for name in WAYS:
+        pairs = [a / b for a, b in zip(steps["plain"], steps[name], strict=True)]
+        command = [sys.executable, __file__, "peak", name, str(width), str(size)]
+        memory = subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
         print(
-            f"| {name} | {statistics.median(taken[name][1:]):.3f} | {statistics.median(pairs):.2f} |"
-            f" {min(pairs):.2f}, {max(pairs):.2f} | {fills[name]:.2f} | {peak.stdout.decode().strip()} |"
+            f"| {name} | {statistics.median(steps[name]):.3f} | {statistics.median(pairs):.2f} |"
+            f" {min(pairs):.2f}, {max(pairs):.2f} | {fills[name]:.2f} | {memory} |",
+            flush=True,
         )
 
 
@@ -179,7 +191,7 @@ def on_gpu(rounds: int) -> None:
             for _ in range(rounds + 2):
                 for step, size, kept in ((reference, 2, both[0]), (ours, batch, both[1])):
                     x, t = torch.randn(size, 3, 256, 256, device="cuda"), torch.full((size,), 500, device="cuda")
-                    kept.append(seconds(lambda step=step, x=x, t=t: step(x, t), "cuda") / size)
+                    kept.append(wall_seconds(lambda step=step, x=x, t=t: step(x, t)) / size)
             medians = [statistics.median(each[2:]) for each in both]
             if not authors:
                 authors = medians[0]

@@ -16,8 +16,9 @@ from sis.diffusion.schedule import Schedule
 class PixelDiffusion(Protocol):
     """A method that draws pictures by denoising pixels in [-1, 1]; having these three functions is being one.
 
-    Sampling parameters called `clip`, `variance` and `channel_statistics`, where a method has them, mean what they
-    mean in `samplers.ddpm`.
+    Sampling parameters called `clip`, `variance`, `channel_statistics` and `eta`, where a method has them, mean what
+    they mean in `sis.diffusion.samplers`; one called `sampler` is "ddpm" where steps are ancestral; one called
+    `guidance` is 1 for none.
     """
 
     def denoiser(self, labels: Tensor, instances: Tensor | None = None) -> Denoiser:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sis.diffusion.denoiser import Denoiser
-from sis.diffusion.gaussians import Variance
+from sis.diffusion.denoiser import Denoiser, Prediction
+from sis.diffusion.gaussians import Variance, predict_start
 from sis.diffusion.noise import Noise
 from sis.diffusion.samplers import reverse, start_noise
 from sis.diffusion.schedule import Schedule, take
@@ -29,6 +29,19 @@ class Resampling:
 
     rounds: int = 10
     jump: int = 10
+
+
+@dataclass(frozen=True)
+class Step:
+    """How a step goes down the chain: the options of `samplers.ddpm`, and of `samplers.ddim` where eta is a number.
+
+    eta: None for ancestral steps (SDM, RePaint).
+    """
+
+    clip: bool = True
+    variance: Variance = "learned"
+    statistics: Tensor | None = None
+    eta: float | None = None
 
 
 def journey(steps: int, how: Resampling) -> list[int]:
@@ -67,11 +80,9 @@ def repaint(
     edited: Tensor,
     noise: Noise,
     how: Resampling,
-    clip: bool = True,
-    variance: Variance = "learned",
-    statistics: Tensor | None = None,
+    rule: Step,
 ) -> Tensor:
-    """Draw the edited region by ancestral steps; outside it x_t is the original's before every network call (Eq. 12).
+    """Draw the edited region step by step; outside it x_t is the original's before every network call (Eq. 12).
 
     Args:
         denoiser: the network with the condition of the edited label map, and guidance.
@@ -80,7 +91,7 @@ def repaint(
         edited: bool, broadcasting with it: m of Eq. 12, true where pixels are drawn.
         noise: keyed noise: x_T as every sampler's, then draws of purposes of its own, by step and round.
         how: rounds and jump.
-        clip, variance, statistics: of a step, as in `samplers.ddpm`.
+        rule: what a step down is.
 
     Returns:
         x_0 `(b, c, h, w)`; outside the region exactly `original`.
@@ -102,6 +113,19 @@ def repaint(
             continue
         x = torch.where(edited, x, schedule.q_sample(original, i, draw("known", index)))
         prediction = denoiser(x, torch.full_like(i, int(schedule.timesteps[index])))
-        mean, log_variance, _ = reverse(schedule, prediction, x, i, clip, variance, statistics)
-        x = mean + torch.exp(0.5 * log_variance) * draw("step", index) if index else mean
+        mean, deviation = _down(schedule, prediction, x, i, rule)
+        x = mean + deviation * draw("step", index) if index else mean
     return torch.where(edited, x, original)
+
+
+def _down(schedule: Schedule, prediction: Prediction, x: Tensor, index: Tensor, rule: Step) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of x_{t-1}, as in `samplers.ddpm` or `samplers.ddim`."""
+    if rule.eta is None:
+        mean, log_variance, _ = reverse(schedule, prediction, x, index, rule.clip, rule.variance, rule.statistics)
+        return mean, torch.exp(0.5 * log_variance)
+    bar, prev = schedule.alphas_cumprod, schedule.alphas_cumprod_prev
+    sigma = rule.eta * np.sqrt((1 - prev) / (1 - bar)) * np.sqrt(1 - bar / prev)
+    start = predict_start(schedule, x, index, prediction.eps, rule.clip, rule.statistics)
+    eps = (take(1 / np.sqrt(bar), index, x) * x - start) / take(np.sqrt(1 / bar - 1), index, x)
+    direction = take(np.sqrt(np.maximum(1 - prev - sigma**2, 0.0)), index, x)
+    return take(np.sqrt(prev), index, x) * start + direction * eps, take(sigma, index, x)

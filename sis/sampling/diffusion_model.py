@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from sis.config.cards import Scalar
-from sis.diffusion.gaussians import Variance
 from sis.diffusion.pixel_diffusion import PixelDiffusion
+from sis.diffusion.repaint import Step
 from sis.errors import SisError, did_you_mean
 from sis.methods.build import build_method, load_weights
 from sis.methods.discovery import method_class, methods
@@ -21,12 +20,10 @@ from sis.plan import RunSpec
 
 @dataclass(frozen=True)
 class DiffusionModel:
-    """A run's method with its weights, and the options of a reverse step that its sampling parameters name."""
+    """A run's method with its weights, and the steps that its sampling parameters mean."""
 
     diffusion: PixelDiffusion
-    clip: bool
-    variance: Variance
-    statistics: Tensor | None
+    step: Step
 
 
 def refuse_other_methods(spec: RunSpec) -> None:
@@ -59,13 +56,20 @@ def open_diffusion(
     if method.network is not None:
         method.network.eval()
     assert isinstance(method, PixelDiffusion)
-    how = method.sample_params
+    return DiffusionModel(method, _step(method.sample_params))
+
+
+def _step(how: object) -> Step:
+    """One step of the sampler that sampling parameters name, as far as they name one (see `PixelDiffusion`).
+
+    A solver that looks back at earlier steps has no single step; its steps of order 1 are DDIM's without noise.
+    """
     numbers = list(getattr(how, "channel_statistics", []))
-    return DiffusionModel(
-        diffusion=method,
+    return Step(
         clip=getattr(how, "clip", True),
         variance=getattr(how, "variance", "learned"),
         statistics=torch.tensor(numbers).reshape(2, -1) if numbers else None,
+        eta=None if getattr(how, "sampler", "ddpm") == "ddpm" else float(getattr(how, "eta", 0.0)),
     )
 
 

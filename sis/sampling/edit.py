@@ -175,10 +175,7 @@ def _draw(job: EditJob, scene: Scene) -> tuple[list[NDArray[np.uint8]], dict]:
         # One after another: a sample does not depend on how many are asked for, not even in its last bit.
         for sample in range(job.samples):
             noise = Noise(seed, ((image_id, sample),), device)
-            x = repaint(
-                _counted(denoiser, progress), chain, original, region, noise, job.how,
-                opened.clip, opened.variance, opened.statistics,
-            )  # fmt: skip
+            x = repaint(_counted(denoiser, progress), chain, original, region, noise, job.how, opened.step)
             pictures.append(to_uint8(x, (image_id,))[0].permute(1, 2, 0).cpu().contiguous().numpy())
     facts = {
         "image_id": image_id, "seed": seed, "steps": chain.timesteps.tolist(), "resampling": asdict(job.how),
@@ -211,6 +208,6 @@ def _sheet(job: EditJob, scene: Scene, pictures: list[NDArray[np.uint8]]) -> byt
     heads = ["original", "label map", "edited label map", "region"]
     heads += ["result"] if job.samples == 1 else [f"sample {i}" for i in range(job.samples)]
     given = [scene.photograph, palette[scene.before.label], palette[scene.after.label], erased]
-    how = f"{job.how.rounds} rounds of {job.how.jump} steps" if job.how.rounds > 1 else "one round (Eq. 12)"
+    how = f"{job.how.rounds} rounds, jump {job.how.jump}" if job.how.rounds > 1 else "one round (Eq. 12)"
     caption = f"{job.spec.title}; {how}; region grown by {job.grow} pixels; everything outside it is the original"
     return draw_sheet("Semantic editing", caption, heads, [job.image.stem], [[*given, *pictures]])

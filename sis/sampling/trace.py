@@ -101,7 +101,7 @@ def sampled(opened: DiffusionModel, job: TraceJob, pairs: PairSet, pair: Pair) -
         answer, step = denoiser(x, t), int(t[0])
         if step in wanted:
             index = torch.full_like(t, wanted[step])
-            start = predict_start(chain, x, index, answer.eps, opened.clip, opened.statistics)
+            start = predict_start(chain, x, index, answer.eps, opened.step.clip, opened.step.statistics)
             frames.append(Frame(step, x[0].cpu(), start[0].cpu()))
         return answer
 
@@ -127,7 +127,7 @@ def in_training(job: TraceJob, pairs: PairSet, pair: Pair) -> list[Frame]:
         step, index = int(chain.timesteps[i]), torch.full((1,), i, device=job.device)
         x = chain.q_sample(photograph, index, noise.normal("trace", step, tuple(photograph.shape[1:])))
         answer = denoiser(x, torch.full_like(index, step))
-        start = predict_start(chain, x, index, answer.eps, opened.clip)
+        start = predict_start(chain, x, index, answer.eps, opened.step.clip)
         frames.append(Frame(step, x[0].cpu(), start[0].cpu()))
     return frames
 

@@ -69,6 +69,7 @@ class StateFolder:
     def clear(self) -> None:
         """Remove all states, once the finished model is published, and what a killed run left half-written."""
         remove_leftovers(self.folder)
+        (self.folder / "training.parquet").unlink(missing_ok=True)
         for path in self._files():
             self._drop(path)
 

@@ -55,6 +55,8 @@ def train_model(
     ranks.agree({name: made_of[name] for name in ("model", "data", "code")})
     finished = _finished(out, key) if ranks.first else None
     if ranks.share(finished is not None):
+        if ranks.first:
+            _tidy(out)
         return finished
     with ranks.together():
         method = build_method(spec, device, None, None)
@@ -122,10 +124,14 @@ def _publish(method: Method, training: TrainingRun, config: dict, out: Path, run
     if isinstance(recipe, Recipe) and recipe.keep_raw and network is not None:
         save(network.state_dict(), out.with_name(f"{out.stem}-raw{out.suffix}"), "raw")
     save(training.average, out, "averaged")
-    StateFolder(training.folder, training.key).clear()
-    training.folder.joinpath("training.parquet").unlink(missing_ok=True)
-    remove_leftovers(out.parent)
+    _tidy(out)
     return read_manifest(out, "model")
+
+
+def _tidy(out: Path) -> None:
+    """Remove what only an unfinished training needs, and what killed ones left."""
+    StateFolder(out.parent / "work", "").clear()
+    remove_leftovers(out.parent)
 
 
 def _finished(out: Path, key: str) -> Manifest | None:
