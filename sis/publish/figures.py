@@ -83,7 +83,9 @@ def _plan(choice: Choice) -> tuple[Plan, list[RunSpec]]:
     plan = load_plan({"artefacts": choice.artefacts} if choice.artefacts else None, experiment=choice.experiment)
     known = list(plan.experiment.datasets)
     if not choice.dataset and len(known) > 1:
-        raise SisError(f"experiment {plan.experiment.name} has {len(known)} datasets", fix=f"give --dataset: {known}")
+        raise SisError(
+            f"experiment {plan.experiment.name} has {len(known)} datasets", fix=f"give --dataset: {first_of(known)}"
+        )
     dataset = choice.dataset or known[0]
     if dataset not in known:
         raise SisError(

@@ -18,7 +18,6 @@ from torch import Tensor
 from sis.cli import main
 from sis.config.cards import RawFiles
 from sis.data.atomic import write_bytes_atomic
-from sis.data.image_set import ImageSet
 from sis.data.images import decode_png, encode_png
 from sis.data.pairs import PairSet
 from sis.data.provenance import RunRecord
@@ -34,7 +33,6 @@ from sis.methods.sdm import SDM
 from sis.plan import RunSpec, load_plan
 from sis.sampling.diffusion_model import open_diffusion
 from sis.sampling.edit import EditJob, edit, grown, read_scene
-from sis.sampling.run import SampleJob, sample_run
 
 SPEC = load_plan(experiment="tiny").spec("scenes_tiny", "sdm-s1.5")
 CAR, ROAD, VOID = 6, 4, 255
@@ -320,14 +318,6 @@ def test_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit) as caught:
         main(["edit", "--help"])
     assert caught.value.code == 0 and "--grow" in capsys.readouterr().out
-
-
-def test_a_picture_of_the_run_itself_can_be_edited(job: Make, tiny_pairs: Path, model: Path, tmp_path: Path) -> None:
-    sample_run(SampleJob(SPEC, tiny_pairs / "val", tmp_path / "set", model=model))
-    image = ImageSet.open(tmp_path / "set").get("val-00003", 0)
-    write_bytes_atomic(tmp_path / "sampled.png", encode_png(image))
-    picture, *_ = edit(job(image=tmp_path / "sampled.png"))
-    assert np.array_equal(read(picture)[:5], image[:5]) and not np.array_equal(read(picture), image)
 
 
 def test_noise_is_keyed_by_the_pictures_name(job: Make, pictures: Path, tmp_path: Path) -> None:
