@@ -63,10 +63,14 @@ class SampleParams(StrictModel):
         default=[], description="means of red, green, blue, then deviations, in [-1, 1], that every predicted x_0 gets"
     )
     fast: bool | Literal["bitwise"] = Field(
-        default=False,
+        default="bitwise",
         description="reuse what steps share: `bitwise` the same bits, `true` quicker, equal to about 1e-5",
     )
     reuse_memory: int = Field(default=2048, ge=0, description="MiB that reuse may keep for a batch")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        default="auto", description="of convolutions with `fast: true`: auto is float16 on a GPU, float32 on a CPU"
+    )
+    compiled: bool = Field(default=False, description="let torch.compile fuse the pass of `fast: true`")
 
 
 class SDM(Method):
@@ -123,7 +127,9 @@ class SDM(Method):
         edges = instances if self.context.dataset.edges else None
         label = condition(labels, self.context.labels.width, edges)
         if how.fast:
-            reuse = Reuse(bitwise=how.fast == "bitwise", budget=how.reuse_memory * 2**20)
+            auto = "float16" if label.is_cuda and how.fast is True else "float32"
+            dtype = getattr(torch, auto if how.dtype == "auto" else how.dtype)
+            reuse = Reuse(how.fast == "bitwise", how.reuse_memory * 2**20, dtype, how.compiled)
             return reused_guided(self.network, label, how.guidance, learned, self.velocity, reuse)
         with_label = network_denoiser(self.network, label, learned, self.velocity)
         without = network_denoiser(self.network, torch.zeros_like(label), learned, self.velocity)

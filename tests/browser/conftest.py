@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """File addresses of two published pages: one dataset with a hostile title, and two datasets."""
+    """File addresses of published pages: one dataset with a hostile title, two datasets, three seeds of two methods."""
     import publish_example as example
 
     from sis.publish.publish import publish
@@ -69,7 +70,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         rows = [row for dataset in datasets for row in example.score_rows(hostile=True, dataset=dataset)]
         publish(example.write_scores(folder / "scores", rows), folder / "out", example.context(datasets))
         addresses[name] = (folder / "out" / "leaderboard.html").as_uri()
-    return addresses
+    folder = tmp_path_factory.mktemp("seeds")
+    rows, groups = example.with_seeds(("sdm", "concat"))
+    context = replace(example.context(), groups=groups)
+    publish(example.write_scores(folder / "scores", rows), folder / "out", context)
+    return addresses | {"seeds": (folder / "out" / "leaderboard.html").as_uri()}
 
 
 @pytest.fixture

@@ -138,6 +138,21 @@ def score_rows(hostile: bool = False, dataset: str = "scenes") -> list[dict[str,
     return rows
 
 
+def with_seeds(methods: tuple[str, ...]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The example with two more training seeds of some methods, and the group of each of their runs by id."""
+    rows, groups = score_rows(), {run_id(method): method for method in methods}
+    for row in [row for row in rows if row["method"] in methods]:
+        for seed in (8, 9):
+            own = f"{row['run_id'][:-8]}{seed:08x}"
+            groups[own] = row["method"]
+            moved = {"run": f"{row['run']}-{seed}", "run_id": own, "seed": seed}
+            if row["value"] is not None:
+                step = 0.01 * (seed - 7) * row["value"]
+                moved |= {"value": row["value"] + step, "replicates": [r + step for r in row["replicates"]]}
+            rows.append(row | moved)
+    return rows, groups
+
+
 def write_scores(folder: Path, rows: list[dict[str, Any]]) -> list[Path]:
     """Write one score file a run and dataset."""
     table = frame(rows)

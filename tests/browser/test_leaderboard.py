@@ -229,3 +229,23 @@ def test_pictures_are_decoded(load: Open) -> None:
     broken = "return [...document.images].filter(i => !i.complete || !i.naturalWidth).length"
     assert driver.execute_script(broken) == 0
     assert len(_all(driver, ".pictures .grid img")) > 8 * (2 + len(example.RUNS))
+
+
+def test_means_over_seeds_stand_above_the_runs_and_are_left_alone_by_sorting(load: Open) -> None:
+    driver = load("seeds")
+    means = _one(driver, ".means")
+    assert [row.text for row in _all(means, "tr.run th.name b")] == ["SDM", "Concat baseline"]
+    assert _one(means, ".pairs td.num .figure").text.startswith("+")
+    before = means.text
+    _one(driver, 'th[data-key="images-per-second"] button').click()
+    _one(driver, "input[type=search]").send_keys("spade")
+    assert _shown(driver, "contestants") == ["SPADE"]
+    assert means.text == before and means.is_displayed()
+    assert len(_all(driver, ".contestants > tr.run")) == CONTESTANTS + 4
+    assert len([one for one in _all(means, "details") if one.get_attribute("open")]) == 1
+
+
+@pytest.mark.parametrize("width", [390, 900, 1400])
+def test_means_over_seeds_need_no_sideways_scrolling(load: Open, width: int) -> None:
+    driver = load("seeds", width=width)
+    assert driver.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")

@@ -77,7 +77,7 @@ def test_cards_name_what_exists(path: Path) -> None:
 
 
 def test_a_wrong_card_names_file_line_and_key(tmp_path: Path) -> None:
-    text = CARDS[0].read_text()
+    text = (CARDS[0].parent / "scenes.yaml").read_text()
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(text.replace("class_rule: union", "class_rul: union"))
     with pytest.raises(SisError, match=r"unknown key 'class_rul'.*wrong\.yaml:\d+"):
