@@ -29,9 +29,9 @@ from sis.config.cards import DatasetCard
 from sis.config.files import dataset_card, label_space
 from sis.data import image_set, pairs
 from sis.data.image_set import pixel_hashes
-from sis.data.layouts import scenes
+from sis.data.layouts import Entry, scenes
 from sis.data.manifest import file_sha256, read_manifest, write_manifest_of
-from sis.data.pairs import Pair
+from sis.data.pair import Pair
 from sis.data.prepare import prepare
 from sis.data.provenance import RunRecord
 from sis.data.schemas import IMAGES, PAIRS, SCORES
@@ -197,7 +197,7 @@ def test_every_single_bit_of_a_manifest_counts(house: House, monkeypatch: pytest
 def test_a_damaged_shard_never_counts_as_finished(house: House, tmp_path: Path) -> None:
     """Before a manifest exists only Parquet's and the pixels' own checksums protect a shard."""
     rng, path = random.Random(1), tmp_path / "shard.parquet"
-    cases = [(house.images, image_set.shard_is_good, IMAGES), (house.val, pairs.shard_is_good, PAIRS)]
+    cases = [(house.images, image_set.shard_is_good, IMAGES), (house.val, pairs.good_shard, PAIRS)]
     for folder, is_good, schema in cases:
         source = folder / "shard-0000.parquet"
         whole, key, rows = source.read_bytes(), table_metadata(source)["key"], read_table(source, schema)
@@ -206,7 +206,7 @@ def test_a_damaged_shard_never_counts_as_finished(house: House, tmp_path: Path) 
             damaged = bytearray(whole)
             damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
             path.write_bytes(damaged)
-            if is_good(path, key):
+            if is_good(path, key):  # True, or the label maps' histograms
                 assert read_table(path, schema).equals(rows)
             else:
                 refused += 1
@@ -296,15 +296,15 @@ def test_an_id_outside_the_label_table_is_named(bench: Bench, tmp_path: Path) ->
 def test_a_layout_with_a_wrong_id_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = scenes.load
+    read = scenes.read
 
-    def wrong(card: DatasetCard, split: str, root: Path, image_id: str) -> Pair:
-        pair = load(card, split, root, image_id)
+    def wrong(card: DatasetCard, entry: Entry) -> Pair:
+        pair = read(card, entry)
         label = pair.label.copy()
         label[3, 5] = 77
-        return replace(pair, label=label) if image_id == "val-00009" else pair
+        return replace(pair, label=label) if entry.image_id == "val-00009" else pair
 
-    monkeypatch.setattr(scenes, "load", wrong)
+    monkeypatch.setattr(scenes, "read", wrong)
     with pytest.raises(SisError, match=r"label ids outside the table 'scenes': 77.*val-00009.*void 255"):
         prepare(dataset_card(DATASET), "val", tmp_path, tmp_path / "out")
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
