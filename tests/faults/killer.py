@@ -100,7 +100,6 @@ class Striker:
 
     def install(self) -> None:
         """Wrap every way in which the project writes."""
-        import numpy as np
         import pyarrow.parquet as pq
         import safetensors.torch
 
