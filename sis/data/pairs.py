@@ -57,6 +57,8 @@ class PairSet:
     """Random access to the pairs of one split, in the order of their sorted image ids."""
 
     def __init__(self, manifest: Manifest) -> None:
+        if "prepare" not in manifest.meta:
+            raise SisError("pairs of an older release", where=manifest.folder, fix="run prepare again")
         self.manifest = manifest
         self.labels = LabelSpace.model_validate(manifest.meta["labels"])
         height, width = manifest.meta["size"]

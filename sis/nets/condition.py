@@ -7,17 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sis.data.edges import mark_edges
+
 
 def edge_map(instances: Tensor) -> Tensor:
     """`sis.data.edges.edge_map` on the device: bool `(b, h, w)` of integer ids `(b, h, w)`."""
-    edges = torch.zeros_like(instances, dtype=torch.bool)
-    across = instances[..., :, 1:] != instances[..., :, :-1]
-    down = instances[..., 1:, :] != instances[..., :-1, :]
-    edges[..., :, 1:] |= across
-    edges[..., :, :-1] |= across
-    edges[..., 1:, :] |= down
-    edges[..., :-1, :] |= down
-    return edges
+    return mark_edges(torch.zeros_like(instances, dtype=torch.bool), instances)
 
 
 def keeps(u: Tensor, drop_rate: float) -> Tensor:

@@ -150,3 +150,10 @@ def test_an_altered_shard_is_noticed_when_pairs_are_opened(tmp_path: Path) -> No
     shard.write_bytes(data)
     with pytest.raises(SisError, match="sha256 differs"):
         PairSet.open(tmp_path)
+
+
+def test_pairs_of_an_older_release_are_refused(tiny_pairs: Path) -> None:
+    manifest = read_manifest(tiny_pairs / "val", "pairs")
+    older = {key: value for key, value in manifest.meta.items() if key not in ("prepare", "augmented", "edges")}
+    with pytest.raises(SisError, match=r"pairs of an older release .*val\] - run prepare again"):
+        PairSet(dataclasses.replace(manifest, meta=older))

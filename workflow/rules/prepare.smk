@@ -13,7 +13,7 @@ rule prepare_split:
         out=subpath(output.manifest, parent=True),
     shell:
         "sis prepare --dataset {wildcards.dataset} --split {wildcards.split}"
-        " --root {resources.root} --workers {threads} --out {params.out} 2>&1 | tee {log}"
+        " --root {resources.root:q} --workers {threads} --out {params.out} 2>&1 | tee {log}"
 
 
 rule describe_dataset:
