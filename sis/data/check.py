@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sis.config.cards import DatasetCard
 from sis.data.labels import LabelSpace
 from sis.data.layouts import Entry, layout_module
-from sis.data.parallel import ordered_map
+from sis.data.pairs import label_histogram
+from sis.data.parallel import ordered_map, worthwhile
 from sis.data.prepare import Preparer, checked_entries
 from sis.data.split_facts import (
     OVERLAP_FIX,
@@ -35,8 +36,6 @@ from sis.progress import Progress
 QUICK = 64
 #: Faulty files of one kind that are spelled out.
 EXAMPLES = 5
-#: A process more takes about as long to start as so many images take to read.
-_FOR_EACH_WORKER = 32
 _FREQUENT, _BAR = 12, 40
 
 
@@ -63,7 +62,7 @@ class Inspector:
         preparer = self.preparer
         try:
             pair = preparer.raw(entry)
-            _ = preparer.policy.keep(pair) if preparer.augmented else preparer.policy.view(pair)
+            preparer.stored(pair)
         except (SisError, OSError) as error:
             where = f"{preparer.card.name}/{preparer.split}, image {entry.image_id}"
             fault = error if isinstance(error, SisError) else SisError(f"cannot be read: {error}", where=where)
@@ -75,7 +74,7 @@ class Inspector:
             (origin.width, origin.height) if origin else (width, height),
             origin.mode if origin and pair.photograph is not None else "",
             origin.sha256 if origin and pair.photograph is not None else "",
-            np.bincount(pair.label.ravel(), minlength=256),
+            label_histogram(pair),
         )
 
 
@@ -185,7 +184,7 @@ def _entries(report: Report, split: str) -> list[Entry]:
 def _inspect(report: Report, facts: SplitFacts, inspector: Inspector, entries: list[Entry], workers: int) -> None:
     facts.ids = [e.image_id for e in entries]
     chosen = [entries[i] for i in spread(len(entries), QUICK)] if report.quick else entries
-    looks = ordered_map(inspector, chosen, min(workers, len(chosen) // _FOR_EACH_WORKER), preload=__name__)
+    looks = ordered_map(inspector, chosen, worthwhile(workers, len(chosen)), preload=__name__)
     with Progress(f"check {report.card.name}/{facts.split}", len(chosen), "images") as progress:
         for look in looks:
             progress.update(1)

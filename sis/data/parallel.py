@@ -19,6 +19,8 @@ from sis.errors import SisError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+#: A process more takes about as long to start as so many pictures take to read.
+_FOR_EACH_WORKER = 32
 #: Tasks in flight for each process: enough to keep it busy, few enough to keep memory constant.
 _AHEAD = 4
 #: Threads beyond these wait for Python's lock more than they decode.
@@ -33,6 +35,11 @@ def available_cores() -> int:
 def decoding_threads() -> int:
     """Threads that decode pictures: one a core, eight at most."""
     return min(available_cores(), _MOST_THREADS)
+
+
+def worthwhile(workers: int, pictures: int) -> int:
+    """How many of `workers` processes so many pictures are worth starting; 0 and 1 both mean this very process."""
+    return min(workers, pictures // _FOR_EACH_WORKER)
 
 
 def ordered_map(

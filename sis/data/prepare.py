@@ -19,7 +19,7 @@ from sis.data.layouts import Entry, layout_module
 from sis.data.manifest import Manifest, stable_hash, write_manifest
 from sis.data.pair import Pair
 from sis.data.pairs import ROW_GROUP, good_shard, label_histogram, pair_row
-from sis.data.parallel import ordered_map
+from sis.data.parallel import ordered_map, worthwhile
 from sis.data.policies import Policy, policy_of
 from sis.data.provenance import RunRecord
 from sis.data.schemas import PAIRS
@@ -29,8 +29,6 @@ from sis.progress import Progress
 
 #: Raised whenever prepared pixels may change although the card did not.
 VERSION = 2
-#: A process more takes about as long to start as so many images take to prepare.
-_FOR_EACH_WORKER = 32
 #: Ids become file names, HTML and shell words.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -66,14 +64,13 @@ class Preparer:
             raise SisError("no instance map, but the card says `edges: true`", where=where)
         return pair
 
-    def stored(self, entry: Entry) -> Pair:
-        """One pair as its shard holds it."""
-        pair = self.raw(entry)
+    def stored(self, pair: Pair) -> Pair:
+        """A raw pair as its shard holds it."""
         return self.policy.keep(pair) if self.augmented else self.policy.view(pair)
 
     def row(self, entry: Entry) -> tuple[dict, np.ndarray]:
         """One encoded row and its label histogram, int64 `(256,)`."""
-        pair = self.stored(entry)
+        pair = self.stored(self.raw(entry))
         return pair_row(pair, self.size), label_histogram(pair)
 
 
@@ -105,7 +102,7 @@ def prepare(card: DatasetCard, split: str, root: Path, out: Path, workers: int =
                 pixels, images = pixels + histogram, images + (histogram > 0)
             progress.update(len(part))
         tasks = [e for _, part in missing for e in part]
-        rows = ordered_map(preparer.row, tasks, min(workers, len(tasks) // _FOR_EACH_WORKER), preload=__name__)
+        rows = ordered_map(preparer.row, tasks, worthwhile(workers, len(tasks)), preload=__name__)
         for path, part in missing:
             for histogram in _write_shard(path, key, rows, len(part)):
                 pixels, images = pixels + histogram, images + (histogram > 0)

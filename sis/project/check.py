@@ -65,7 +65,7 @@ def check_dataset(name: str) -> Iterator[str]:
         twice = _whole_twice if whole else _some_twice
         yield f"{facts.split}: {twice(card, facts.split, root)} prepared twice, equal bytes"
     if report.overlaps:
-        yield "; ".join(line for both in report.overlaps for line in both.lines()) + ", as its release has it"
+        yield "; ".join(line for both in report.overlaps for line in both.lines()) + ", as its card allows"
     else:
         yield "no image is in two splits"
 

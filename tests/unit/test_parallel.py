@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sis.data.parallel import available_cores, ordered_map
+from sis.data.parallel import available_cores, ordered_map, worthwhile
 from sis.errors import SisError
 
 SLEEPER = """
@@ -106,6 +106,10 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
     workers = [int(p.name) for p in pids.iterdir()]
     assert len(workers) == 2
     _wait_until(lambda: not any(_alive(pid) for pid in workers))
+
+
+def test_a_process_is_started_only_for_work_that_pays_for_it() -> None:
+    assert [worthwhile(4, pictures) for pictures in (8, 63, 64, 100, 1000)] == [0, 1, 2, 3, 4]
 
 
 def test_the_number_of_cores_respects_the_affinity() -> None:
