@@ -64,6 +64,11 @@ def _cut(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 
 
+def _convert(path: Path, mode: str) -> None:
+    """Save a picture in another mode of Pillow."""
+    Image.open(path).convert(mode).save(path)
+
+
 def _rewrite_labels(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
     Image.fromarray(change(np.array(Image.open(path)))).save(path)
 
@@ -107,8 +112,7 @@ def palette_label(miniature: Miniature) -> None:
 @_trap("ade20k", "train", r"mode RGB.*not ids.*ADE_train_00000001\.png")
 def rgb_label(miniature: Miniature) -> None:
     """A label map was saved in colours."""
-    path = _file(miniature, "label")
-    Image.open(path).convert("RGB").save(path)
+    _convert(_file(miniature, "label"), "RGB")
 
 
 @_trap("ade20k", "train", r"outside the table 'ade20k': 151, 200 .*ADE_train_00000001\.png")
@@ -178,8 +182,7 @@ def eight_bit_instances(miniature: Miniature) -> None:
 @_trap("cityscapes", "train", r"mode RGBA.*aachen_000000_000019_leftImg8bit\.png")
 def transparent_photograph(miniature: Miniature) -> None:
     """A photograph has an alpha channel."""
-    path = _file(miniature, "image")
-    Image.open(path).convert("RGBA").save(path)
+    _convert(_file(miniature, "image"), "RGBA")
 
 
 @_trap("cityscapes", "train", r"'aachen_000000_000019' twice")

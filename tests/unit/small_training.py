@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +18,12 @@ from sis.config.recipe import Recipe
 from sis.data.policies import Draw
 from sis.data.records import RawBatch, Records
 from sis.data.training_data import TrainingData
+from sis.plan import RunSpec
 from sis.training.loop import TrainBatch, TrainingRun
+from sis.training.train import train_model
 
 COUNT = 10
+RECIPE = Recipe(steps=12, batch_size=4, learning_rate=0.01, ema=0.8, checkpoint_every=3, warmup=2, weight_decay=0.01)
 
 Losses = Tensor | Mapping[str, Tensor]
 
@@ -55,7 +60,7 @@ def squared_error(net: nn.Module, batch: TrainBatch) -> Tensor:
 
 def train(
     folder: Path,
-    recipe: Recipe,
+    recipe: Recipe = RECIPE,
     *,
     key: str = "k",
     stop: int | None = None,
@@ -83,3 +88,32 @@ def same(one: TrainingRun, two: TrainingRun) -> bool:
     """Whether two runs ended with the same bits: averaged weights, and the log but for its seconds."""
     logs = [[{k: v for k, v in row.items() if k != "seconds"} for row in run.log] for run in (one, two)]
     return logs[0] == logs[1] and all(torch.equal(one.average[k], two.average[k]) for k in one.average)
+
+
+def stop_in_step_3(spec: RunSpec, pairs: Path, out: Path) -> None:
+    """Train the model of a run until the step with number 3 stops it."""
+    plain = TrainingRun._step
+
+    def stopping(run: TrainingRun, step: int, *rest: Any) -> Any:
+        if step == 3:
+            raise StoppedError
+        return plain(run, step, *rest)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(TrainingRun, "_step", stopping)
+        train_model(spec, pairs, out, "cpu")
+
+
+# Fixtures: a module of tests that wants one gives it a name of its own.
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("sis-ahead")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
+    """A run that nobody interrupted."""
+    return train(tmp_path_factory.mktemp("whole"))

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import small_training
 import torch
-from small_training import StoppedError, data, network, squared_error
+from small_training import StoppedError, data, network, squared_error, stop_in_step_3
 from torch import Tensor, distributed, nn
 
 from sis.config.recipe import Recipe
@@ -29,7 +29,7 @@ from sis.data.tensors import load_tensors
 from sis.errors import SisError
 from sis.plan import RunSpec
 from sis.training import ranks as ranks_module
-from sis.training.loop import TrainBatch, TrainingRun
+from sis.training.loop import TrainBatch
 from sis.training.ranks import ALONE, Ranks, joined
 from sis.training.train import train_model
 
@@ -277,19 +277,10 @@ def test_processes_with_another_configuration_are_refused(
 
 
 def test_a_state_of_another_number_of_processes_is_refused(
-    tmp_path: Path, tiny_pairs: Path, tiny_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_pairs: Path, tiny_spec: Callable[..., RunSpec]
 ) -> None:
     spec, out = tiny_spec("sdm", fit=tiny_spec("sdm").fit | {"checkpoint_every": 2}), tmp_path / "model.safetensors"
-    plain = TrainingRun._step
-
-    def stopping(run: TrainingRun, step: int, *rest: Any) -> Any:
-        if step == 3:
-            raise StoppedError
-        return plain(run, step, *rest)
-
-    with monkeypatch.context() as patch, pytest.raises(StoppedError):
-        patch.setattr(TrainingRun, "_step", stopping)
-        train_model(spec, tiny_pairs / "train", out, "cpu")
+    stop_in_step_3(spec, tiny_pairs / "train", out)
 
     def work(other: bool) -> Callable[[Ranks], Any]:
         return lambda ranks: train_model(spec, tiny_pairs / "train", out, "cpu", ranks, other) is None
