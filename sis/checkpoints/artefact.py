@@ -15,11 +15,11 @@ from typing import Any, Protocol, cast
 from torch import Tensor, nn
 
 import sis.checkpoints
-from sis.checkpoints.weight_files import read_weights, write_weights
 from sis.data.atomic import remove_leftovers
 from sis.data.manifest import Manifest, file_sha256, manifest_path, read_manifest, stable_hash
 from sis.data.provenance import RunRecord
 from sis.data.tensors import load_tensors, save_tensors
+from sis.data.weight_files import read_weights, write_weights
 from sis.errors import SisError, did_you_mean
 
 #: What a user may say of weights; a file does not tell.

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sis.checkpoints.differences import refuse_differences
 from sis.config.strict_yaml import validate
+from sis.data.weight_names import refuse_differences
 from sis.errors import SisError
 from sis.nets.patches import PatchedUNet
 from sis.nets.sdm_unet import SDMUNet, UNetConfig

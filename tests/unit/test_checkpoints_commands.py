@@ -11,9 +11,9 @@ from small_checkpoint import small
 from torch import Tensor
 
 from sis.checkpoints.sdm import export_sdm
-from sis.checkpoints.weight_files import write_weights
 from sis.cli import main
 from sis.data.manifest import file_sha256, read_manifest
+from sis.data.weight_files import write_weights
 
 theirs = small_checkpoint.theirs
 

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sis.checkpoints import weight_files
-from sis.checkpoints.weight_files import read_weights, write_weights
+from sis.data import weight_files
 from sis.data.manifest import file_sha256
+from sis.data.weight_files import read_weights, write_weights
 from sis.errors import SisError
 
 theirs = small_checkpoint.theirs

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from sis.checkpoints import sdm
 from sis.checkpoints.artefact import Target, export_model, formats, import_model, inspect
-from sis.checkpoints.weight_files import write_weights
 from sis.data.image_set import pixel_hashes
 from sis.data.manifest import file_sha256, read_manifest
 from sis.data.tensors import load_tensors
+from sis.data.weight_files import write_weights
 from sis.errors import SisError
 from sis.methods.build import build_method
 from sis.nets.patches import PatchedUNet

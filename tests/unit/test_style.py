@@ -90,7 +90,7 @@ def test_weights_and_arrays_are_loaded_without_running_code() -> None:
     assert not [place for place, pickled in arrays if pickled != "False"]
     assert not [place for place, name, _ in calls() if name in ("eval", "exec", "yaml.load")]
     # Only checkpoints for other people's code are what torch saves.
-    assert [p.split(":")[0] for p, name, _ in calls() if name == "torch.save"] == ["sis/checkpoints/weight_files.py"]
+    assert [p.split(":")[0] for p, name, _ in calls() if name == "torch.save"] == ["sis/data/weight_files.py"]
 
 
 def test_no_shell_is_started() -> None:

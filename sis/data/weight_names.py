@@ -11,7 +11,12 @@ from torch import Tensor
 from sis.errors import SisError, first_of
 
 
-def refuse_differences(found: Mapping[str, Tensor], needed: Mapping[str, Tensor], where: Path | None = None) -> None:
+def refuse_differences(
+    found: Mapping[str, Tensor],
+    needed: Mapping[str, Tensor],
+    where: Path | None = None,
+    fix: str = "`sis checkpoint inspect` shows the network that it fits",
+) -> None:
     """Raise SisError that lists missing names, unexpected names and differing shapes: five of each and their counts.
 
     needed: weights under the same (upstream) names; their values do not matter, so they may lie on the meta device.
@@ -27,4 +32,4 @@ def refuse_differences(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]
     faults = [f"{len(names)} {kind}: {first_of(names)}" for kind, names in kinds if names]
     if faults:
         what = f"the checkpoint does not fit the network; {'; '.join(faults)}"
-        raise SisError(what, where=where, fix="`sis checkpoint inspect` shows the network that it fits")
+        raise SisError(what, where=where, fix=fix)
