@@ -92,7 +92,7 @@ def _pickled(path: Path) -> object:
 def _reason(error: BaseException) -> str:
     """The first sentence of torch's explanation, which goes on about how to trust the file after all."""
     text = " ".join(str(error).split())
-    for mark in ("WeightsUnpickler error: ", "Unsupported "):
+    for mark in ("WeightsUnpickler error: ", "Unsupported ", "unsupported "):
         if mark in text:
             text = text[text.index(mark) :]
             break
@@ -107,4 +107,13 @@ def _plain(content: object, path: Path) -> dict[str, Tensor]:
     other = [str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if other:
         raise SisError(f"holds more than named weights: {first_of(other)}", where=path, fix="save the state dict alone")
+    odd = [name for name, value in content.items() if not _is_ordinary(value)]
+    if odd:
+        raise SisError(f"holds sparse, nested or 8-bit floating-point tensors: {first_of(odd)}", where=path)
     return dict(content)
+
+
+def _is_ordinary(value: Tensor) -> bool:
+    """Whether its numbers can be compared and written like any others."""
+    small = value.is_floating_point() and value.element_size() < 2
+    return not value.is_nested and value.layout is torch.strided and not small

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -46,11 +46,13 @@ def build_method(spec: RunSpec, device: str, pairs: PairSet | None, prior: dict[
 def load_weights(method: Method, path: Path) -> None:
     """Put a trained model's averaged weights into the method's network.
 
-    Raises SisError listing the keys and shapes that differ.
+    Raises SisError for a model of other label maps, of another image size or without averaged weights, and otherwise
+    one that lists the keys and shapes that differ.
     """
     if method.network is None:
         raise SisError("this method has no network to load weights into", where=path)
-    tensors, _ = load_tensors(path, "model")
+    tensors, facts = load_tensors(path, "model")
+    _refuse_another_purpose(method.context, facts, path)
     own = method.network.state_dict()
     faults = [f"missing {k}" for k in own if k not in tensors] + [f"unexpected {k}" for k in tensors if k not in own]
     faults += [
@@ -61,3 +63,23 @@ def load_weights(method: Method, path: Path) -> None:
     if faults:
         raise SisError(f"the weights do not fit the network: {first_of(faults)}", where=path)
     method.network.load_state_dict(tensors)
+
+
+def _refuse_another_purpose(context: Context, facts: dict[str, Any], path: Path) -> None:
+    """Raise SisError where a model's facts say that its weights are for something else; imported ones say less."""
+    card, fix = context.dataset, "use the dataset that it was trained on, or train a model for this one"
+    trained = facts.get("label_width", context.labels.width) + facts.get("edges", card.edges)
+    here = context.labels.width + card.edges
+    if trained != here:
+        what = f"the model was trained on {trained} label channels, {card.name} has {here}"
+        raise SisError(what, where=path, fix=fix)
+    table, (h, w) = facts.get("labels", context.labels.name), facts.get("size", context.size)
+    if table != context.labels.name:
+        what = f"the model was trained on the label table {table}, {card.name} has {context.labels.name}"
+        raise SisError(what, where=path, fix=fix)
+    if (h, w) != context.size:
+        what = f"the model was trained on images of {w}x{h}, {card.name} has {context.size[1]}x{context.size[0]}"
+        raise SisError(what, where=path, fix=fix)
+    if facts.get("weights") == "raw":
+        what = "this model holds the last weights of its training, images are drawn with the averaged ones"
+        raise SisError(what, where=path, fix=f"use {path.name.replace('-raw', '')} beside it")

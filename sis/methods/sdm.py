@@ -137,10 +137,20 @@ class SDM(Method):
 
     def sample(self, maps: MapBatch, noise: Noise) -> Tensor:
         size = (maps.labels.shape[-2], maps.labels.shape[-1])
-        with guards.fitting(len(maps.image_ids), size):
-            denoiser = guards.finite(self.denoiser(maps.labels, maps.instances), maps.image_ids)
-            x = self.draw(denoiser, samplers.start_noise(noise, (3, *size)), noise)
-            return to_uint8(x, maps.image_ids)
+        with guards.fitting(len(maps.image_ids), size, lambda count: self._step(maps, count)):
+            return self._drawn(maps, noise, size)
+
+    def _drawn(self, maps: MapBatch, noise: Noise, size: tuple[int, int]) -> Tensor:
+        denoiser = guards.finite(self.denoiser(maps.labels, maps.instances), maps.image_ids)
+        x = self.draw(denoiser, samplers.start_noise(noise, (3, *size)), noise)
+        return to_uint8(x, maps.image_ids)
+
+    def _step(self, maps: MapBatch, count: int) -> None:
+        """One network evaluation for the first images of a batch: what sampling them needs of the memory."""
+        labels = maps.labels[:count]
+        x = torch.zeros(count, 3, *labels.shape[1:], device=labels.device)
+        t = torch.zeros(count, dtype=torch.int64, device=labels.device)
+        self.denoiser(labels, maps.instances[:count])(x, t)
 
     def draw(self, denoiser: Denoiser, x: Tensor, noise: Noise) -> Tensor:
         """Images `(b, 3, h, w)` about [-1, 1] from x_T by the run's sampler."""

@@ -44,10 +44,10 @@ class UNetConfig(StrictModel):
     learn_sigma: bool = Field(default=True, description="predict the variance's interpolation too")
 
 
-def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """Sinusoids of the time step: float32 `(b, width)`, cosines first."""
+def timestep_embedding(t: Tensor, width: int, period: float = 10000) -> Tensor:
+    """Sinusoids of the time step: float32 `(b, width)`, cosines first; period: the longest, over 2 pi."""
     half = width // 2
-    frequency = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    frequency = torch.exp(-math.log(period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angle = t.float()[:, None] * frequency
     embedding = torch.cat([angle.cos(), angle.sin()], dim=-1)
     return F.pad(embedding, (0, width % 2))

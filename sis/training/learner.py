@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from sis.config.recipe import Recipe
 from sis.data.schemas import LOSS_PARTS
+from sis.diffusion.guards import is_exhausted, largest_fitting
 from sis.errors import SisError, did_you_mean, first_of
 from sis.training.batches import TrainBatch
 from sis.training.precision import Precision
@@ -113,20 +115,27 @@ class Learner:
 
     def _backward(self, step: int, batch: TrainBatch) -> Tensor:
         """Add up the gradient of the mean loss; returns the losses of each image and their parts, `(1 + k, b)`."""
-        count, scaler, found = len(batch.image_ids), self.precision.scaler, []
+        count, found = len(batch.image_ids), list[Tensor]()
         for part in batch.parts(self.recipe.micro_batch):
             try:
-                with self.precision.narrow():
-                    losses, parts = self._summed(self.loss(part), len(part.image_ids))
-                mean = losses.mean()
-                if len(part.image_ids) < count:
-                    mean = mean * (len(part.image_ids) / count)
-                (mean if scaler is None else scaler.scale(mean)).backward()
-            except (torch.cuda.OutOfMemoryError, RuntimeError) as error:
-                self._explain_memory(error, step, part)
+                found.append(self._through(part, count))
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if is_exhausted(error):
+                    traceback.clear_frames(error.__traceback__)  # they hold what filled the memory
+                    self._explain_memory(step, part)
                 raise
-            found.append(torch.stack([losses, *parts]).detach())
         return torch.cat(found, dim=1)
+
+    def _through(self, part: TrainBatch, count: int) -> Tensor:
+        """Send a part of `count` images through the network and back; returns what `_backward` does of it."""
+        scaler = self.precision.scaler
+        with self.precision.narrow():
+            losses, parts = self._summed(self.loss(part), len(part.image_ids))
+        mean = losses.mean()
+        if len(part.image_ids) < count:
+            mean = mean * (len(part.image_ids) / count)
+        (mean if scaler is None else scaler.scale(mean)).backward()
+        return torch.stack([losses, *parts]).detach()
 
     def _summed(self, loss: Tensor | Mapping[str, Tensor], count: int) -> tuple[Tensor, list[Tensor]]:
         parts = {} if isinstance(loss, Tensor) else dict(loss)
@@ -169,18 +178,16 @@ class Learner:
             if value.is_floating_point():
                 self.average[name].lerp_(value, 1 - decay)
 
-    def _explain_memory(self, error: RuntimeError, step: int, part: TrainBatch) -> None:
-        """Turn an exhausted memory into a refusal with the option to change; nothing is changed by itself."""
-        # The CPU's allocator has no error of its own.
-        if not isinstance(error, torch.cuda.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            return
+    def _explain_memory(self, step: int, part: TrainBatch) -> NoReturn:
+        """Refuse for want of memory, with the options to change; nothing is changed by itself."""
         count, (height, width) = len(part.image_ids), part.images.shape[-2:]
         what = f"out of memory at step {step}: {count} images of {height}x{width} go through the network together"
-        wishes = [f"set micro_batch to {1 << (count - 1).bit_length() - 1}"] if count > 1 else []
+        largest = largest_fitting(count, lambda n: self._through(next(part.parts(n)), n))
+        wishes = [f"set micro_batch to {largest}, the largest that fits,"] if largest else []
         wishes += [] if self.recipe.checkpointing or not hasattr(self.network, "checkpointing") else [
             "set checkpointing to true"
         ]  # fmt: skip
-        fix = " or ".join(wishes) or "use a narrower precision, smaller images or more memory"
+        fix = " or ".join(wishes).removesuffix(",") or "use a narrower precision, smaller images or more memory"
         raise SisError(what, where=self.title, fix=fix) from None
 
     def _refuse(self, what: str, fix: str) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import resource
 from collections.abc import Callable
@@ -65,6 +66,19 @@ def test_the_formats_of_old_torch_and_of_safetensors_are_read_too(theirs: dict[s
     for name in ("old.pt", "new.safetensors"):
         found = read_weights(tmp_path / name).tensors
         assert all(torch.equal(found[k], theirs[k]) for k in theirs)
+
+
+class Shell:
+    """Unpickled, it asks for the system's shell."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("true",)
+
+
+def test_a_refusal_names_the_code_that_a_checkpoint_asks_for(tmp_path: Path) -> None:
+    torch.save({"x": Shell()}, tmp_path / "a.pt")
+    with pytest.raises(SisError, match=rf"GLOBAL {os.name}\.system"):
+        read_weights(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("way", ["zip", "old", "bare"])
@@ -143,3 +157,16 @@ def test_a_file_that_is_not_there_and_a_torch_that_is_too_old_are_refused(
     monkeypatch.setattr(weight_files.torch, "__version__", "2.9.1+cpu")
     with pytest.raises(SisError, match=r"torch 2\.9\.1\+cpu does not read foreign files safely - install torch 2\.10"):
         read_weights(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("kind", ["sparse", "nested", "float8"])
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_not_ordinary_are_refused(tmp_path: Path, kind: str) -> None:
+    odd = {
+        "sparse": lambda: torch.eye(3).to_sparse(),
+        "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        "float8": lambda: torch.ones(3).to(torch.float8_e4m3fn),
+    }
+    torch.save({"good": torch.ones(2), "odd": odd[kind]()}, tmp_path / "odd.pt")
+    with pytest.raises(SisError, match=r"floating-point tensors: odd|not a state dict"):
+        read_weights(tmp_path / "odd.pt")

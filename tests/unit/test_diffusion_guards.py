@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -54,3 +55,33 @@ def test_one_image_that_does_not_fit_is_not_answered_with_a_batch_of_none() -> N
 def test_other_errors_of_a_batch_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="shapes"), guards.fitting(4, (8, 8)):
         raise RuntimeError("shapes do not match")
+
+
+@pytest.mark.parametrize(("batch", "fits"), [(2, 1), (9, 5), (64, 63), (7, 0)])
+def test_the_largest_batch_that_fits_is_found_by_trying(batch: int, fits: int) -> None:
+    tried: list[int] = []
+
+    def attempt(count: int) -> None:
+        tried.append(count)
+        if count > fits:
+            torch.empty(2**60)
+
+    words = f"batch_size to {fits}, the largest that fits$" if fits else "use smaller images or more memory$"
+    with pytest.raises(SisError, match=words), guards.fitting(batch, (8, 8), attempt):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    assert len(tried) <= 6 and len(set(tried)) == len(tried)
+
+
+def test_what_filled_the_memory_is_let_go_before_a_smaller_batch_is_tried() -> None:
+    kept: list[weakref.ref[Tensor]] = []
+
+    def work() -> None:
+        maps = torch.zeros(3)
+        kept.append(weakref.ref(maps))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def attempt(count: int) -> None:
+        assert kept[0]() is None
+
+    with pytest.raises(SisError, match="batch_size to 3"), guards.fitting(4, (8, 8), attempt):
+        work()

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sis.data.manifest import read_manifest
 from sis.data.pairs import PairSet
 from sis.data.tensors import load_tensors, save_tensors
 from sis.diffusion import samplers
+from sis.diffusion.denoiser import Denoiser
 from sis.diffusion.noise import Noise
 from sis.diffusion.pixels import to_uint8
 from sis.errors import SisError
@@ -257,14 +259,17 @@ def test_a_sample_that_is_not_finite_is_refused_with_step_and_image_and_nothing_
 def test_a_batch_that_exceeds_the_memory_is_refused_and_never_made_smaller(
     awake: Callable[..., AwakeSDM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def exhausted(*arguments: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+    whole = SDM.denoiser
+
+    def exhausted(self: SDM, labels: Tensor, instances: Tensor | None = None) -> Denoiser:
+        if len(labels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return whole(self, labels, instances)
 
     sdm = awake()
     monkeypatch.setattr(SDM, "denoiser", exhausted)
-    with pytest.raises(
-        SisError, match="a batch of 4 images of 32x32 does not fit - set the experiment's batch_size to 2"
-    ):
+    words = "a batch of 4 images of 32x32 does not fit - set the experiment's batch_size to 3, the largest that fits"
+    with pytest.raises(SisError, match=words):
         sdm.images()
 
 

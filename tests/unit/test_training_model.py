@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import Tensor
 from sis.data.manifest import read_manifest
 from sis.data.schemas import TRAINING_LOG
 from sis.data.tables import read_table
-from sis.data.tensors import load_tensors
+from sis.data.tensors import load_tensors, save_tensors
 from sis.errors import SisError
 from sis.methods.build import build_method, load_weights
 from sis.plan import RunSpec
@@ -67,8 +68,8 @@ def test_raw_weights_are_kept_on_request_and_are_a_model_too(
     assert (meta["weights"], raw_meta["weights"]) == ("averaged", "raw")
     assert all(torch.equal(v, averaged[k]) for k, v in load_tensors(tiny_model, "model")[0].items())
     assert averaged.keys() == raw.keys() and not all(torch.equal(averaged[k], raw[k]) for k in raw)
-    method = build_method(spec, "cpu", None, None)
-    load_weights(method, tmp_path / "model-raw.safetensors")
+    with pytest.raises(SisError, match=r"the last weights of its training, .* averaged .* use model\.safetensors"):
+        load_weights(build_method(spec, "cpu", None, None), tmp_path / "model-raw.safetensors")
 
 
 def test_a_published_model_loads_into_its_network(tiny_model: Path, tiny_spec: Callable[..., RunSpec]) -> None:
@@ -77,6 +78,26 @@ def test_a_published_model_loads_into_its_network(tiny_model: Path, tiny_spec: C
     tensors, _ = load_tensors(tiny_model, "model")
     assert method.network is not None
     assert all(torch.equal(v, tensors[k]) for k, v in method.network.state_dict().items())
+
+
+def test_a_model_of_another_size_or_of_other_label_maps_is_refused_in_these_words(
+    tiny_model: Path, tiny_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    spec = tiny_spec("sdm")
+
+    def refusal(path: Path = tiny_model, **changes: object) -> str:
+        card = spec.dataset.model_copy(update={"name": "other", **changes})
+        method = build_method(dataclasses.replace(spec, dataset=card), "cpu", None, None)
+        with pytest.raises(SisError) as caught:
+            load_weights(method, path)
+        return caught.value.what
+
+    assert refusal(size=[64, 32]) == "the model was trained on images of 32x32, other has 32x64"
+    assert refusal(labels="ade20k") == "the model was trained on 11 label channels, other has 151"
+    assert refusal(edges=True) == "the model was trained on 11 label channels, other has 12"
+    tensors, facts = load_tensors(tiny_model, "model")
+    save_tensors(tensors, tmp_path / "m.safetensors", "model", facts | {"labels": "streets"}, {})
+    assert refusal(tmp_path / "m.safetensors") == "the model was trained on the label table streets, other has scenes"
 
 
 def test_weights_of_another_network_are_refused_by_name(tiny_model: Path, tiny_spec: Callable[..., RunSpec]) -> None:

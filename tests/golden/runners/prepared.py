@@ -24,13 +24,14 @@ def card_of_one_pair(name: str, size: Size, split: str, raw: dict[str, NDArray],
     """A dataset's own card, for one pair in plain folders, at the case's size."""
     card = dataset_card(name)
     source = "file" if "instance" in raw else card.files.instances if edges else "none"
+    scale = max(1, len(raw.get("photograph", raw["label"])) // len(raw["label"]))
     changes = {
         "layout": "folder",
         "options": {},
         "size": list(size),
         "edges": edges,
         "splits": {split: Split(count=1, photographs="photograph" in raw)},
-        "files": card.files.model_copy(update={"instances": source, "label_scale": 1}),
+        "files": card.files.model_copy(update={"instances": source, "label_scale": scale}),
     }
     return card.model_copy(update=changes)
 

@@ -16,7 +16,7 @@ from sis.diffusion.denoiser import Denoiser, Prediction, guided
 from sis.diffusion.schedule import Schedule
 
 #: Products and sums of double precision in another order, relative.
-DOUBLE = 1e-12
+DOUBLE = 1e-11
 #: Float32 on values of about one, and on losses; one of those is a thousand times larger than the others.
 SINGLE, LOSS, LARGE = 2e-5, 2e-5, 1e-6
 

@@ -24,6 +24,7 @@ from runners.sdm_mathematics import scale_of, schedule_of
 from sis.checkpoints.sdm import export_sdm, import_sdm, upstream_names
 from sis.diffusion import samplers
 from sis.diffusion.denoiser import Denoiser, Prediction, guided, network_denoiser
+from sis.diffusion.gaussians import Variance
 from sis.diffusion.pixels import to_uint8
 from sis.diffusion.schedule import Schedule
 from sis.nets.condition import condition
@@ -34,6 +35,8 @@ from sis.nets.spade import SPADE
 OUTPUT, CHAIN = 2e-5, 5e-4
 #: The x_0 of a noisy step holds the network's error times sqrt(1 / alpha-bar - 1): with 158 of it, more than CHAIN.
 START = 5e-6
+#: Of the authors' code, by `image_size`, where a case leaves `channel_mult` empty.
+MULTIPLIERS = {64: [1, 2, 3, 4], 128: [1, 1, 2, 3, 4], 256: [1, 1, 2, 2, 4, 4]}
 
 
 def generated(key: str, shape: list[int]) -> Tensor:
@@ -51,19 +54,19 @@ def generated_state(keys: dict[str, list[int]]) -> dict[str, Tensor]:
 
 def numbers(value: str | list[int]) -> list[int]:
     """A list that a case writes as one or as text."""
-    return [int(n) for n in value.split(",")] if isinstance(value, str) else value
+    return [int(n) for n in value.split(",") if n] if isinstance(value, str) else value
 
 
 def config_of(flags: dict[str, Any]) -> UNetConfig:
     """The network that the authors' flags name."""
-    known = {"resblock_updown": True, "use_scale_shift_norm": True}
+    known = {"resblock_updown": True, "use_scale_shift_norm": True, "use_new_attention_order": False}
     assert all(flags.get(flag, value) == value for flag, value in known.items()), "flags that no released model uses"
     return UNetConfig(
         width=flags["num_channels"],
-        multipliers=numbers(flags["channel_mult"]),
+        multipliers=numbers(flags["channel_mult"]) or MULTIPLIERS[flags["image_size"]],
         blocks=flags["num_res_blocks"],
         attention=[flags["image_size"] // a for a in numbers(flags["attention_resolutions"])],
-        head_channels=flags["num_head_channels"],
+        head_channels=max(1, flags["num_head_channels"]),
         learn_sigma=flags["learn_sigma"],
     )
 
@@ -76,6 +79,9 @@ def network(flags: dict[str, Any], keys: dict[str, list[int]]) -> SDMUNet:
     """The network of a case, its generated weights brought in by the importer."""
     net = SDMUNet(config_of(flags), 3, label_channels(flags))
     net.load_state_dict(import_sdm(generated_state(keys), net))
+    if flags["num_head_channels"] == -1:  # so many heads at every level instead, which shapes do not tell
+        for attention in (module for module in net.modules() if isinstance(module, Attention)):
+            attention.heads = flags["num_heads"]
     return net.eval()
 
 
@@ -215,10 +221,11 @@ class Watched:
 
 
 def chain_ddpm(case: Case, data: Data) -> Found:
-    learned = case["config"]["model"]["learn_sigma"]
+    fixed: Variance = "small" if case["config"].get("sigma_small") else "large"
+    variance = "learned" if case["config"]["model"]["learn_sigma"] else fixed
 
     def sampler(watched: Watched, x: Tensor, noise: Any) -> Tensor:
-        return samplers.ddpm(watched, watched.chain, x, noise, watched.clip, "learned" if learned else "large")
+        return samplers.ddpm(watched, watched.chain, x, noise, watched.clip, variance)
 
     return sampled(case, data, sampler)
 
@@ -247,15 +254,16 @@ def sampled(case: Case, data: Data, sampler: Callable[[Watched, Tensor, Any], Te
     kept = config["kept_steps"]
     amplified = np.sqrt(1 / chain.alphas_cumprod[::-1][kept] - 1).reshape(-1, 1, 1, 1, 1)
     png = to_uint8(final, ("golden",) * len(final)).permute(0, 2, 3, 1)
+    # Without clipping, values reach hundreds and more; their last digits are then as uncertain.
+    whole = CHAIN if watched.clip else CHAIN * max(1.0, float(starts.abs().max()))
     return {
-        "samples": Near(after[kept].numpy(), CHAIN),
-        "pred_xstart": Near(starts[kept].numpy(), np.maximum(CHAIN, START * amplified)),
-        "final": Near(final.numpy(), CHAIN),
+        "samples": Near(after[kept].numpy(), whole),
+        "pred_xstart": Near(starts[kept].numpy(), np.maximum(whole, START * amplified)),
+        "final": Near(final.numpy(), whole),
         "final_uint8_png": Near(png.numpy(), 1),
     }
 
 
 def embedding(case: Case, data: Data) -> Found:
-    assert case["config"]["max_period"] == 10000, "the period of the published models"
-    t = torch.from_numpy(data["t"])
-    return {f"emb{n}": Near(timestep_embedding(t, n).numpy(), OUTPUT) for n in case["config"]["dims"]}
+    t, period = torch.from_numpy(data["t"]), case["config"]["max_period"]
+    return {f"emb{n}": Near(timestep_embedding(t, n, period).numpy(), OUTPUT) for n in case["config"]["dims"]}

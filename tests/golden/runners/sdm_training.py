@@ -26,8 +26,8 @@ from sis.diffusion.schedule import Schedule
 from sis.nets.sdm_unet import SDMUNet
 from sis.training.loop import TrainBatch, TrainingRun
 
-#: Relative to the largest entry of a gradient; of the learning rate, for weights after Adam's steps.
-GRADIENT, WEIGHT = 1e-4, 0.05
+#: Relative to the largest entry of a gradient; of the learning rate, for weights after Adam's steps; a step's rounding.
+GRADIENT, WEIGHT, ROUNDING = 1e-4, 0.05, 1.2e-7
 
 
 class NoRecords:
@@ -64,9 +64,10 @@ def train_steps(case: Case, data: Data) -> Found:
     norms = np.array([float(named[key].double().square().sum()) for key in config["param_order"]])
     # A bias that a norm cancels has no gradient but rounding: the floor lies far below all others.
     found["grad0_sqnorm_per_key"] = Near(norms, 1e-9 * float(norms.max()), 2 * GRADIENT)
+    near, rounding = WEIGHT * config["lr"], ROUNDING * (steps + 1)
     for kind, state in (("param", net.state_dict()), ("ema", run.average)):
         weights = export_sdm(state)
-        found |= {f"{kind}__{key}": Near(weights[key].numpy(), WEIGHT * config["lr"]) for key in weights}
+        found |= {f"{kind}__{key}": Near(weights[key].numpy(), near, rounding) for key in weights}
     return found
 
 
@@ -80,7 +81,7 @@ def stored_losses(
         step = next(steps)
         x, noise, t = (torch.from_numpy(data[name][step]) for name in ("x", "noise", "t"))
         noisy = chain.q_sample(x, t, noise)
-        output = net(noisy, t, torch.from_numpy(data["y"][step]).float())
+        output = net(noisy, torch.from_numpy(chain.timesteps)[t], torch.from_numpy(data["y"][step]).float())
         simple, variational = losses.hybrid_terms(chain, output, x, noisy, t, noise)
         whole = losses.hybrid_loss(chain, output, x, noisy, t, noise)
         values = {"mse": simple, "vb": variational, "loss": whole}
