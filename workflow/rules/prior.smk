@@ -9,11 +9,11 @@ rule prior:
         "../envs/sis.yaml"
     threads: plan.experiment.threads
     resources:
-        # Where a job runs is no parameter: another device must not invalidate finished work.
-        device=plan.settings.device,
-    params:
+        # Who asks and where a job runs are no parameters: another experiment with the same model, or another device, must
+        # not invalidate finished work.
         experiment=plan.experiment.name,
         run=lambda wildcards: plan.of_model(wildcards.dataset, wildcards.prior).name,
+        device=plan.settings.device,
     shell:
-        "sis prior --experiment {params.experiment} --dataset {wildcards.dataset} --run {params.run}"
+        "sis prior --experiment {resources.experiment} --dataset {wildcards.dataset} --run {resources.run}"
         " --pairs {input.pairs} --device {resources.device} --out {output.prior} 2>&1 | tee {log}"

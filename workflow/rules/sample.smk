@@ -15,14 +15,15 @@ rule sample:
         "../envs/sis.yaml"
     threads: plan.experiment.threads
     resources:
-        # Where a job runs is no parameter: another device must not invalidate finished work.
+        # Who asks and where a job runs are no parameters: another experiment with the same images, or another device, must
+        # not invalidate finished work.
+        experiment=plan.experiment.name,
         device=plan.settings.device,
     params:
-        experiment=plan.experiment.name,
         out=subpath(output.manifest, parent=True),
         options=lambda wildcards: plan.sampling_options(
             wildcards.dataset, wildcards.run_id
         ),
     shell:
-        "sis sample --experiment {params.experiment} --dataset {wildcards.dataset} --run {wildcards.run_id}"
+        "sis sample --experiment {resources.experiment} --dataset {wildcards.dataset} --run {wildcards.run_id}"
         " --pairs {input.pairs} {params.options} --device {resources.device} --out {params.out} 2>&1 | tee {log}"

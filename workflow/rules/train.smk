@@ -13,13 +13,13 @@ rule train:
         "../envs/sis.yaml"
     threads: plan.experiment.threads
     resources:
-        # Where a job runs is no parameter: another device must not invalidate finished work.
-        device=plan.settings.device,
-    params:
+        # Who asks and where a job runs are no parameters: another experiment with the same model, or another device, must
+        # not invalidate finished work.
         experiment=plan.experiment.name,
         run=lambda wildcards: plan.of_model(wildcards.dataset, wildcards.model).name,
+        device=plan.settings.device,
     shell:
-        "sis train --experiment {params.experiment} --dataset {wildcards.dataset} --run {params.run}"
+        "sis train --experiment {resources.experiment} --dataset {wildcards.dataset} --run {resources.run}"
         " --pairs {input.pairs} --device {resources.device} --out {output.model} 2>&1 | tee {log}"
 
 
@@ -35,12 +35,14 @@ rule import_checkpoint:
         model=plan.pattern(plan.models(imported=True)),
     conda:
         "../envs/sis.yaml"
-    params:
+    resources:
+        # Who asks is no parameter: another experiment with the same model must not invalidate finished work.
         experiment=plan.experiment.name,
         run=lambda wildcards: plan.of_model(wildcards.dataset, wildcards.model).name,
+    params:
         weights=lambda wildcards: plan.checkpoint_option(
             wildcards.dataset, wildcards.model
         ),
     shell:
-        "sis checkpoint import {input.file:q} --experiment {params.experiment} --dataset {wildcards.dataset}"
-        " --run {params.run} {params.weights} --out {output.model} 2>&1 | tee {log}"
+        "sis checkpoint import {input.file:q} --experiment {resources.experiment} --dataset {wildcards.dataset}"
+        " --run {resources.run} {params.weights} --out {output.model} 2>&1 | tee {log}"
