@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -34,6 +35,8 @@ class WeightFile:
 
 def read_weights(path: Path) -> WeightFile:
     """Read a `.safetensors` file, or what torch saved of a plain state dict.
+
+    Of a training checkpoint with one entry `state_dict` (mmsegmentation, Lightning) that entry alone is taken.
 
     Raises SisError, with nothing executed, for a file that is missing, truncated or damaged, that holds anything but
     numbers under names, or whose floating-point weights are not all finite.
@@ -102,6 +105,7 @@ def _reason(error: BaseException) -> str:
 def _plain(content: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise SisError(f"holds a {type(content).__name__}, not named weights", where=path)
+    content = _unwrapped(content, path)
     if not content:
         raise SisError("holds no weights", where=path)
     other = [str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
@@ -117,3 +121,22 @@ def _is_ordinary(value: Tensor) -> bool:
     """Whether its numbers can be compared and written like any others."""
     small = value.is_floating_point() and value.element_size() < 2
     return not value.is_nested and value.layout is torch.strided and not small
+
+
+def _unwrapped(content: Mapping[Any, Any], path: Path) -> Mapping[Any, Any]:
+    """The entry `state_dict`, if there is one and no second entry holds named weights."""
+    inner = content.get("state_dict")
+    if not isinstance(inner, Mapping):
+        return content
+    others = [str(name) for name, value in content.items() if name != "state_dict" and _has_weights(value)]
+    if others:
+        raise SisError(
+            f"holds weights in several places: state_dict, {first_of(others)}", where=path, fix="save one of them alone"
+        )
+    return inner
+
+
+def _has_weights(value: object) -> bool:
+    return isinstance(value, Tensor) or (
+        isinstance(value, Mapping) and any(isinstance(inner, Tensor) for inner in value.values())
+    )

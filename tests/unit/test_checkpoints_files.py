@@ -142,6 +142,40 @@ def test_anything_but_finite_weights_under_names_is_refused(tmp_path: Path, cont
         read_weights(tmp_path / "x.pt")
 
 
+def test_of_a_training_checkpoint_the_state_dict_alone_is_taken(tmp_path: Path) -> None:
+    weights = {"a": torch.ones(2), "b": torch.zeros(1)}
+    rest = {"meta": {"CLASSES": ["sky"], "epoch": 3}, "optimizer": {"state": {0: {"step": torch.zeros(1)}}}}
+    torch.save({"state_dict": weights, **rest}, tmp_path / "x.pt")
+    found = read_weights(tmp_path / "x.pt")
+    assert list(found.tensors) == ["a", "b"] and found.sha256 == file_sha256(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"ema_state_dict": {"a": torch.zeros(1)}}, "holds weights in several places: state_dict, ema_state_dict"),
+        ({"a": torch.zeros(1)}, "holds weights in several places: state_dict, a"),
+        ({"state_dict": {"a": torch.zeros(1), "step": 3}}, "holds more than named weights: step"),
+        ({"state_dict": {}}, "holds no weights"),
+        ({"state_dict": [torch.zeros(1)]}, "holds more than named weights: state_dict"),
+    ],
+)
+def test_a_checkpoint_that_does_not_say_which_weights_is_refused(
+    tmp_path: Path, content: dict[str, Any], message: str
+) -> None:
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "meta": {}, **content}, tmp_path / "x.pt")
+    with pytest.raises(SisError, match=message):
+        read_weights(tmp_path / "x.pt")
+
+
+def test_code_beside_the_state_dict_is_refused_and_not_run(tmp_path: Path) -> None:
+    sentinel = tmp_path / "was run"
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "meta": {"x": Trap(sentinel)}}, tmp_path / "x.pt")
+    with pytest.raises(SisError, match="nothing in it was run"):
+        read_weights(tmp_path / "x.pt")
+    assert not sentinel.exists()
+
+
 def test_a_small_file_that_claims_to_hold_huge_weights_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1).expand(2**40)}, tmp_path / "x.pt")
     with pytest.raises(SisError, match="weights larger than their file: a "):

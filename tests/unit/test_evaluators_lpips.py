@@ -90,7 +90,8 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, kind: str) -> None:
         path.write_bytes(b"not weights at all")
     else:
         torch.save({"features.0.weight": torch.zeros(1)} if kind == "foreign" else Path("/"), path)
-    with pytest.raises(SisError, match="do not fit the LPIPS backbone"):
+    reason = "the checkpoint does not fit the network; 9 missing" if kind == "foreign" else "nothing in it was run"
+    with pytest.raises(SisError, match=reason):
         lpips_backbone("alex", store(tmp_path, path.read_bytes()))
 
 
@@ -98,8 +99,8 @@ def test_the_list_of_weights_is_strict(tmp_path: Path) -> None:
     cards = WeightStore.open(tmp_path, LISTED).cards
     assert {c.name for c in cards} >= {"lpips-alex", "lpips-vgg", "lpips-squeeze", "inception-fid"}
     for c in cards:
-        assert c.sha256_prefix in c.file
-        assert c.url.endswith(c.file)
+        if c.sha256_prefix:
+            assert c.sha256_prefix in c.file and c.url and c.url.endswith(c.file)
     with pytest.raises(SisError, match=r"unknown weights 'lpips-alx'.*did you mean 'lpips-alex'"):
         WeightStore(tmp_path, cards).find("lpips-alx")
     broken = tmp_path / "weights.yaml"
