@@ -54,8 +54,7 @@ class Extractor(Protocol):
 class NetworkFile(Protocol):
     """The shape of a file in evaluators/segmenters and evaluators/features.
 
-    Beside these it has `load(options, source) -> Segmenter` or `-> Extractor`, and checks its options itself: an unknown
-    one, or a senseless value, is a SisError that names the nearest.
+    It checks the options of `load` itself: an unknown one, or a senseless value, is a SisError that names the nearest.
     """
 
     TITLE: str

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from evaluators.metric import Progress, silent
-from sis.config.protocols import SegmenterCard
+from sis.config.judges import SegmenterCard
 from sis.data.atomic import atomic_path
 from sis.data.labels import LabelSpace
 from sis.data.manifest import publish_file, read_manifest
