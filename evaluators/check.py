@@ -28,12 +28,17 @@ def check_metric(name: str) -> Iterator[str]:
     metric, card = find_metric(name), named("protocols", _PROTOCOL, ProtocolCard)
     yield _constants(metric)
     yield _functions(metric, card)
+    if metric.parts:
+        yield _parts(metric, card)
+        return
     bench = _Bench(metric, card)
     if bench.needs != "meta":
         yield from _merging(bench)
         yield _weights(bench)
     yield _range(bench)
     yield _direction(bench)
+    if hasattr(metric.module, "per_image"):
+        yield _per_image(bench)
     yield _nothing(bench)
 
 
@@ -72,8 +77,26 @@ class _Bench:
             same = rng.integers(0, 256, (1, _SIDE, _SIDE, 3))
             other = rng.integers(0, 256, (count, _SIDE, _SIDE, 3))
             images = ((1 - quality) * same + quality * other).astype(np.uint8)
+            references = rng.integers(0, 256, (count, _SIDE, _SIDE, 1)) // np.array([1, 2, 4])
+            if self.needs == "images:reference":
+                images = (quality * references + (1 - quality) * other[..., ::-1] // np.array([4, 2, 1])).astype(
+                    np.uint8
+                )
             features = (rng.normal(size=(count, _FEATURES)) + 9 * (1 - quality)).astype(np.float32)
-            found.append(Batch([f"map-{i}"] * count, list(range(count)), images, labels, predicted, features))
+            if hasattr(self.source.module, "features"):  # an extractor of its own: chances of ten ratings
+                chances = np.exp(rng.normal(size=(count, 10)))
+                features = (chances / chances.sum(1, keepdims=True)).astype(np.float32)
+            found.append(
+                Batch(
+                    [f"map-{i}"] * count,
+                    list(range(count)),
+                    images,
+                    labels,
+                    predicted,
+                    features,
+                    references.astype(np.uint8),
+                )
+            )
         return found
 
     def parts(self, seed: int = 0, quality: float = 0.5) -> list[Partial]:
@@ -118,9 +141,11 @@ def _functions(metric: MetricFile, card: ProtocolCard) -> str:
     module, where = metric.module, f"evaluators/metrics/{metric.stem}.py"
     if metric.source not in stems("metrics"):
         raise SisError(f"SOURCE {metric.source!r} is no metric", where=where)
-    maps = metric.source == metric.stem and module.NEEDS != "meta"
+    maps = metric.source == metric.stem and module.NEEDS not in ("meta", "parts")
     if hasattr(module, "map") != maps:
-        raise SisError("`map` is to be there exactly when no SOURCE and no facts replace it", where=where)
+        raise SisError("`map` is to be there exactly when no SOURCE, no parts and no facts replace it", where=where)
+    if (module.NEEDS == "parts") != bool(metric.parts) or hasattr(module, "finish") == bool(metric.parts):
+        raise SisError("a metric has PARTS and `combine` with NEEDS 'parts', else `finish`", where=where)
     if not module.name(card) or module.samples(card) < 1:
         raise SisError("`name` is empty or `samples` below 1", where=where)
     try:
@@ -128,6 +153,24 @@ def _functions(metric: MetricFile, card: ProtocolCard) -> str:
     except (TypeError, ValueError) as error:
         raise SisError(f"`settings` is no JSON: {error}", where=where) from error
     return f"it is called {module.name(card)} and its settings are plain data"
+
+
+def _parts(metric: MetricFile, card: ProtocolCard) -> str:
+    """Parts exist and have none themselves; undefined parts make an undefined whole; replicates stay in their rows."""
+    where = f"evaluators/metrics/{metric.stem}.py"
+    nested = [part for part in metric.parts if find_metric(part).parts]
+    if nested:
+        raise SisError(f"parts with parts: {', '.join(nested)}", where=where)
+    values = np.array([10.0, 20.0, 40.0])
+    whole = metric.combine({part: Finished(values) for part in metric.parts}, card).value
+    each = [metric.combine({part: Finished(values[i : i + 1]) for part in metric.parts}, card).value for i in range(3)]
+    if whole.shape != (3,) or not np.allclose(whole, np.concatenate(each)):
+        raise SisError("`combine` does not treat each replicate by itself", where=where)
+    for part in metric.parts:
+        holed = {p: Finished(np.where(p == part, np.nan, values)) for p in metric.parts}
+        if not np.isnan(metric.combine(holed, card).value).all():
+            raise SisError(f"the whole is defined where {part} is not", where=where)
+    return f"it combines {', '.join(metric.parts)}, replicate by replicate"
 
 
 def _merging(bench: _Bench) -> Iterator[str]:
@@ -154,10 +197,14 @@ def _same(partials: Sequence[Partial]) -> bool:
 def _weights(bench: _Bench) -> str:
     """Weights of one are the plain value, and a weight of k is a label map that occurs k times."""
     rows = bench.rows()
+    own = getattr(bench.metric.module, "WEIGHTS", "repeats") == "resampling"
     weights = np.array([2, 0, 1, 1, 0, 2], float)
     both = bench.finish(rows, np.stack([np.ones(_MAPS), weights])).value
     bench.require(both.shape == (2,), f"`finish` gave {both.shape} for two rows of weights")
-    bench.require(bool(np.isclose(both[0], bench.value(rows))), "weights of one do not give the plain value")
+    plain = bool(np.isclose(both[0], bench.value(rows))) or (own and np.isnan(both[0]))
+    bench.require(plain, "weights of one do not give the plain value")
+    if own:
+        return "weights of one give the plain value; other weights are its own way of resampling"
     copies = [(i, copy) for i, name in enumerate(rows.image_ids) for copy in range(int(weights[int(name[4:])]))]
     indices = np.array([i for i, _ in copies])
     ids = [f"{rows.image_ids[i]}-{copy}" for i, copy in copies]
@@ -181,7 +228,8 @@ def _range(bench: _Bench) -> str:
 
 def _direction(bench: _Bench) -> str:
     direction = bench.metric.module.DIRECTION
-    if direction == "none" or bench.needs == "images":
+    unknown = bench.needs == "images" or (bench.needs == "features:extractor" and not bench.metric.uses_reference)
+    if direction == "none" or unknown:
         return "its direction was not checked (nothing is known to be better)"
     if bench.needs == "meta":
         slow = Judge(bench.card, bench.labels, meta=_META | {"sampling_seconds": 30.0})
@@ -194,11 +242,20 @@ def _direction(bench: _Bench) -> str:
         text = {
             "labels:segmenter": "a perfect prediction scores better than a random one",
             "features:segmenter": "features of the reference's distribution score better than shifted ones",
+            "features:extractor": "features of the reference's distribution score better than shifted ones",
+            "images:reference": "images with the colours of their references score better than others",
             "groups": "different samples of a label map score better than equal ones",
         }[bench.needs]
     good = better > worse if direction == "higher" else better < worse
     bench.require(good, f"DIRECTION is {direction!r}, but the better images scored {better:g} and the worse {worse:g}")
     return text
+
+
+def _per_image(bench: _Bench) -> str:
+    rows = bench.rows()
+    values = np.asarray(vars(bench.metric.module)["per_image"](rows, bench.judge), float)
+    bench.require(values.shape == (len(rows),), f"`per_image` gave {values.shape} for {len(rows)} rows")
+    return "it has one value for each row"
 
 
 def _nothing(bench: _Bench) -> str:

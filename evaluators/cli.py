@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from evaluators.compare_cli import register as register_comparisons
+from evaluators.weights_cli import register as register_weights
 from sis.errors import SisError
 
 
@@ -44,7 +46,12 @@ def _parser() -> argparse.ArgumentParser:
         "--reference-pairs", type=_folder, metavar="DIR", help="pairs whose real images are the reference"
     )
     measure.add_argument("--pairs", type=_folder, metavar="DIR", help="pairs with the image set's label maps")
-    measure.add_argument("--segmenter", type=Path, required=True, metavar="FILE", help="trained judge (.safetensors)")
+    measure.add_argument("--full-labels", type=_folder, metavar="DIR", help="pairs with the label maps at full size")
+    measure.add_argument("--styles", type=_folder, metavar="DIR", help="pairs with the photographs of `styles`")
+    measure.add_argument(
+        "--segmenter", type=Path, metavar="FILE", help="the protocol's segmenter, if it is trained here (.safetensors)"
+    )
+    measure.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, ... (%(default)s)")
     measure.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder of partials to write")
     measure.add_argument(
         "--weights",
@@ -66,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--reference", type=_folder, required=True, metavar="DIR", help="partials of the reference")
     score.add_argument("--out", type=Path, required=True, metavar="FILE", help="scores to write (.parquet)")
 
+    register_weights(commands)
+    register_comparisons(commands)
     listing = commands.add_parser("list", help="list metrics and segmenters")
     listing.set_defaults(command=_list)
     check = commands.add_parser("check", help="run the contract of one metric on made-up images")
@@ -107,28 +116,38 @@ def _train_segmenter(arguments: argparse.Namespace) -> None:
     from sis.data.pairs import PairSet
 
     card = named("protocols", arguments.protocol, ProtocolCard)
+    recipe = card.trained_segmenter()
+    if recipe is None:
+        raise SisError(f"protocol {card.name!r} trains no segmenter", fix="its weights come from config/weights.yaml")
     pairs = PairSet.open(arguments.pairs)
-    with _shown(f"segmenter {card.segmenter.name}", "steps") as progress:
-        find_segmenter(card.segmenter.name).train(pairs, card.segmenter, arguments.out, progress)
+    with _shown(f"segmenter {recipe.name}", "steps") as progress:
+        find_segmenter(recipe.name).train(pairs, recipe, arguments.out, progress)
 
 
 def _measure(arguments: argparse.Namespace) -> None:
-    from evaluators.measure import Networks, measure_images, measure_reference
+    from evaluators.measure import measure_images, measure_reference
+    from evaluators.networks import Networks, device_called
+    from evaluators.sources import Companions
     from evaluators.weights import WeightStore
     from sis.config.files import named, project_root
     from sis.config.protocols import ProtocolCard
+    from sis.data.pairs import PairSet
 
     if (arguments.images is None) != (arguments.pairs is None):
         raise SisError("--images and --pairs belong together", fix="give both, or --reference-pairs alone")
     card = named("protocols", arguments.protocol, ProtocolCard)
     listed = arguments.weights_list or project_root() / "config" / "weights.yaml"
     store = WeightStore.open(arguments.weights, listed)
-    networks = Networks(arguments.segmenter, store)
+    networks = Networks(arguments.segmenter, store, device_called(arguments.device))
+    companions = Companions(
+        PairSet.open(arguments.full_labels) if arguments.full_labels else None,
+        PairSet.open(arguments.styles) if arguments.styles else None,
+    )
     with _shown(f"measure {arguments.out.name}", "images") as progress:
         if arguments.images is None:
             measure_reference(arguments.reference_pairs, card, networks, arguments.out, progress)
         else:
-            measure_images(arguments.images, arguments.pairs, card, networks, arguments.out, progress)
+            measure_images(arguments.images, arguments.pairs, card, networks, arguments.out, progress, companions)
 
 
 def _score(arguments: argparse.Namespace) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds metrics and segmenters by file stem; there is no list to keep."""
+"""Finds metrics, segmenters and feature extractors by file stem; there is no list to keep."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 from evaluators import partial
-from evaluators.metric import Metric
+from evaluators.metric import Finished, Metric
 from evaluators.partial import Partial
+from sis.config.judges import FeaturesCard
+from sis.config.protocols import ProtocolCard
 from sis.errors import SisError, did_you_mean
 
 
@@ -44,6 +46,26 @@ class MetricFile:
         return getattr(self.module, "USES_REFERENCE", False)
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """Stems of the metrics whose values this one combines, empty for a metric of its own."""
+        return getattr(self.module, "PARTS", ())
+
+    @property
+    def combine(self) -> Callable[[dict[str, Finished], ProtocolCard], Finished]:
+        """How a metric with parts makes its value from theirs."""
+        return vars(self.module)["combine"]
+
+    def features(self, card: ProtocolCard) -> FeaturesCard:
+        """The extractor that it looks at: the protocol's, unless its file says otherwise."""
+        chosen = getattr(self.module, "features", None)
+        return card.features if chosen is None else chosen(card)
+
+    def map_settings(self, card: ProtocolCard) -> dict[str, Any]:
+        """The part of its settings that its partial depends on: all, unless its file says otherwise."""
+        chosen = getattr(self.module, "map_settings", None)
+        return self.module.settings(card) if chosen is None else chosen(card)
+
+    @property
     def merge(self) -> Callable[[Sequence[Partial]], Partial]:
         """How the partials of two shards become one."""
         return getattr(self.module, "merge", partial.merge)
@@ -65,8 +87,14 @@ def find_segmenter(name: str) -> ModuleType:
     return _import("segmenters", name)
 
 
+def find_extractor(name: str) -> ModuleType:
+    """Import the feature extractor `name`. Raises SisError with the nearest names when there is none."""
+    return _import("features", name)
+
+
 def _import(kind: str, name: str) -> ModuleType:
     known = stems(kind)
     if name not in known:
-        raise SisError(f"unknown {kind[:-1]} {name!r}", where=f"evaluators/{kind}", fix=did_you_mean(name, known))
+        what = "feature extractor" if kind == "features" else kind[:-1]
+        raise SisError(f"unknown {what} {name!r}", where=f"evaluators/{kind}", fix=did_you_mean(name, known))
     return importlib.import_module(f"evaluators.{kind}.{name}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Diversity of the samples of one label map: a mean over pairs, then over maps."""
+"""Means over label maps: of the pairs of a map's samples, and of single images."""
 
 from __future__ import annotations
 
@@ -21,3 +21,11 @@ def mean_of_maps(rows: Partial, weights: NDArray) -> Finished:
         return Finished(np.full(len(weights), np.nan), note="no label maps")
     by_map = rows.columns["pairs"].astype(np.float64).mean(1)
     return Finished(weights @ by_map / weights.sum(1))
+
+
+def mean_of_rows(rows: Partial, column: str, weights: NDArray) -> Finished:
+    """Weighted mean over images of a column `(n,)`, each weighing as much as its label map."""
+    if not len(rows):
+        return Finished(np.full(len(weights), np.nan), note="no images")
+    by_row = weights[:, rows.by_map()]
+    return Finished(by_row @ rows.columns[column].astype(np.float64) / by_row.sum(1))

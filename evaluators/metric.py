@@ -17,8 +17,17 @@ from sis.data.labels import LabelSpace
 if TYPE_CHECKING:
     from evaluators.lpips_backbone import LpipsBackbone
 
-#: What a metric's `map` looks at; "meta" = nothing but the facts of the image set.
-Needs = Literal["images", "labels:segmenter", "features:segmenter", "groups", "meta"]
+#: What a metric's `map` looks at; "meta" = nothing but the facts of the image set, "parts" = other metrics' values.
+Needs = Literal[
+    "images",
+    "images:reference",
+    "labels:segmenter",
+    "features:segmenter",
+    "features:extractor",
+    "groups",
+    "meta",
+    "parts",
+]
 
 #: `progress(done, total, extra)`: extra holds numbers to show.
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -32,8 +41,9 @@ def silent(done: int, total: int, extra: dict[str, float]) -> None:
 class Batch:
     """Images with all that the networks said about them; for NEEDS = "groups": the samples of one label map.
 
-    images uint8 `(b, h, w, 3)`; labels and predicted uint8 `(b, h, w)`; features float32 `(b, d)`. What the
-    metric did not ask for in NEEDS is empty.
+    images and references (photographs whose style was asked for) uint8 `(b, h, w, 3)`; labels and predicted uint8
+    `(b, H, W)`, where a segmenter compares at the label maps' own size larger than the images; features float32
+    `(b, d)`. What the metric did not ask for in NEEDS is empty.
     """
 
     image_ids: list[str]
@@ -42,6 +52,7 @@ class Batch:
     labels: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     predicted: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     features: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    references: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
 
 
 @dataclass(frozen=True)
@@ -70,8 +81,13 @@ class Finished:
 class Metric(Protocol):
     """The shape of a file in evaluators/metrics.
 
-    Optional beside these: SOURCE (the metric whose partial is used, then no `map`), CLASS_METRIC (name of the
-    per-class rows), RECENTRE (see fd.py), USES_REFERENCE, and `merge` (default: evaluators.partial.merge).
+    Optional beside these: SOURCE (the metric whose partial is used, then no `map`), CLASS_METRIC (name of the per-
+    class rows), RECENTRE (see fd.py), USES_REFERENCE, `merge` (default: evaluators.partial.merge), WEIGHTS =
+    "resampling" (rows of weights are resampled in a way of its own, or have no value; else whole weights are
+    repeated label maps), `per_image(rows, judge)` (one value for each row, float64 `(n,)`, NaN = undefined,
+    comparable between sets), `map_settings(card)` (the part of `settings` that its rows depend on; default: all),
+    `features(card)` (the extractor it looks at; default: the protocol's). A metric with NEEDS = "parts" has PARTS
+    (stems of metrics) and `combine(parts, card)` in place of `map` and `finish`.
     """
 
     TITLE: str

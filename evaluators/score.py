@@ -13,11 +13,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from evaluators.bootstrap import interval, multiplicities
-from evaluators.definition import Facts, partial_key, protocol_record, stand_in_of
+from evaluators.definition import Facts, protocol_record, slot_of, stand_in_of
 from evaluators.discovery import MetricFile, find_metric
 from evaluators.metric import Finished, Judge
 from evaluators.partial import Partial, load_partial
-from sis.config.protocols import ProtocolCard, ProtocolRecord, protocol_id
+from sis.config.protocols import Entry, ProtocolCard, ProtocolRecord, protocol_id
 from sis.data.atomic import atomic_path
 from sis.data.labels import LabelSpace
 from sis.data.manifest import publish_file, read_manifest
@@ -35,7 +35,7 @@ class Measured:
 
     folder: Path
     facts: Facts
-    keys: dict[str, str]
+    slots: dict[str, list[str]]
     labels: LabelSpace
     meta: dict[str, Any]
 
@@ -43,27 +43,29 @@ class Measured:
     def open(cls, folder: Path, kind: str) -> Measured:
         """Open partials of `kind` ("images" or "reference"). Raises SisError for the other kind."""
         meta = read_manifest(folder, "partials").meta
+        if "slots" not in meta:
+            raise SisError("partials of an older release", where=folder, fix="run measure again")
         facts = Facts.model_validate(meta["facts"])
         if facts.kind != kind:
             raise SisError(f"these are partials of {facts.kind}, expected {kind}", where=folder)
         labels = LabelSpace.model_validate(meta["labels"])
-        return cls(folder, facts, meta["keys"], labels, meta["images"])
+        return cls(folder, facts, meta["slots"], labels, meta["images"])
 
     def load(self, metric: MetricFile, card: ProtocolCard) -> Partial | None:
-        """The partial that a metric reads, None where nothing was measured for it.
+        """The rows that a metric reads, None where the set has too few samples for it.
 
-        Raises SisError when it was measured under other settings than the card's.
+        Raises SisError when they were measured under other settings than the card's.
         """
-        source = find_metric(metric.source)
-        if source.stem not in self.keys:
+        slot = slot_of(metric, card, self.facts)
+        if slot.name in self.slots:
+            return metric.merge([load_partial(self.folder / name)[0] for name in self.slots[slot.name]])
+        if slot.samples > self.facts.samples:
             return None
-        if self.keys[source.stem] != partial_key(source, card, self.facts):
-            raise SisError(
-                f"the partial of {source.stem} was measured under another protocol than {card.name!r}",
-                where=self.folder,
-                fix="run measure again",
-            )
-        return load_partial(self.folder / f"{source.stem}.parquet")[0]
+        raise SisError(
+            f"the partial of {slot.metric.stem} was measured under another protocol than {card.name!r}",
+            where=self.folder,
+            fix="run measure again",
+        )
 
 
 def score(partials: Path, reference: Path, card: ProtocolCard, out: Path) -> pa.Table:
@@ -80,11 +82,14 @@ def score(partials: Path, reference: Path, card: ProtocolCard, out: Path) -> pa.
     _check_same_networks(ours, real)
     rows: list[dict[str, Any]] = []
     protocols: dict[str, Any] = {}
-    for name in card.metrics:
-        metric = find_metric(name)
-        record = protocol_record(metric, card, ours.facts, real.facts, ours.meta)
+    names: set[str] = set()
+    for entry in card.entries():
+        record = protocol_record(entry, ours.facts, real.facts, ours.meta)
+        if record.metric in names:
+            raise SisError(f"two metrics of protocol {card.name!r} are both called {record.metric}")
+        names.add(record.metric)
         protocols[protocol_id(record)] = record.model_dump(mode="json")
-        rows += _rows(metric, card, ours, real, record)
+        rows += _rows(entry, ours, real, record)
     table = pa.Table.from_pylist(rows, schema=SCORES)
     meta = {"run": ours.meta["run"], "run_id": ours.meta["run_id"], "protocol": protocols}
     meta["card"] = card.model_dump(mode="json")
@@ -104,35 +109,51 @@ def _check_same_networks(ours: Measured, real: Measured) -> None:
             )
 
 
-def _rows(
-    metric: MetricFile, card: ProtocolCard, ours: Measured, real: Measured, record: ProtocolRecord
-) -> list[dict[str, Any]]:
+def _rows(entry: Entry, ours: Measured, real: Measured, record: ProtocolRecord) -> list[dict[str, Any]]:
+    metric, card = find_metric(entry.stem), entry.card
     module = metric.module
-    rows = _NOBODY if module.NEEDS == "meta" else ours.load(metric, card)
+    stand_in = stand_in_of(metric, card, ours.facts)
+    mark = f"[stand-in:{stand_in}]" if stand_in else ""
+    lacking = _lacking(metric, card, ours)
     common = {k: ours.meta[k] for k in ("dataset", "run", "run_id", "method", "title", "kind", "role", "seed")}
-    stand_in = stand_in_of(metric, ours.facts)
     common |= {
         "protocol": card.name,
         "protocol_id": protocol_id(record),
         "unit": module.UNIT,
         "direction": module.DIRECTION,
         "stand_in": stand_in,
-        "n_maps": ours.facts.maps if rows is not None else 0,
-        "n_images": _n_images(metric, card, ours, rows),
+        "n_maps": 0 if lacking else ours.facts.maps,
+        "n_images": 0 if lacking else _n_images(metric, card, ours),
     }
-    name = module.name(card) + (f"[stand-in:{stand_in}]" if stand_in else "")
-    if rows is None:
-        needed = module.samples(card)
-        note = f"{ours.facts.samples} of {needed} samples a map"
-        return [{**common, **_number(math.nan, np.empty(0), note), "metric": name, "class_name": ""}]
-    judge = Judge(card, ours.labels, None, real.load(metric, card) if metric.uses_reference else None, ours.meta)
-    point, replicates = finish(metric, rows, judge)
-    out = [{**common, **_number(point.value[0], replicates.value, point.note), "metric": name, "class_name": ""}]
+    total = {**common, "metric": record.metric + mark, "class_name": ""}
+    if lacking:
+        return [{**total, **_number(math.nan, np.empty(0), lacking)}]
+    point, replicates = value_of(metric, card, ours, real)
+    unverified = "" if all(n.verified for n in record.networks) else "unverified weights (no published hash)"
+    note = "; ".join(text for text in (point.note, unverified) if text)
+    out = [{**total, **_number(point.value[0], replicates.value, note)}]
+    class_metric = f"{metric.class_metric}{record.metric.removeprefix(entry.stem)}{mark}"
     for label, value in point.by_class.items():
         note = "" if not math.isnan(value[0]) else "does not occur"
         number = _number(value[0], replicates.by_class[label], note)
-        out.append({**common, **number, "metric": metric.class_metric, "class_name": label})
+        out.append({**common, **number, "metric": class_metric, "class_name": label})
     return out
+
+
+def value_of(metric: MetricFile, card: ProtocolCard, ours: Measured, real: Measured) -> tuple[Finished, Finished]:
+    """The value of a metric and its bootstrap replicates; a combined metric's from those of its parts.
+
+    Raises SisError where its partials were measured under other settings.
+    """
+    if metric.parts:
+        found = {part: value_of(find_metric(part), card, ours, real) for part in metric.parts}
+        combine = metric.combine
+        points, replicates = ({part: pair[i] for part, pair in found.items()} for i in (0, 1))
+        return combine(points, card), combine(replicates, card)
+    rows = _NOBODY if metric.module.NEEDS == "meta" else ours.load(metric, card)
+    assert rows is not None  # callers ask `_lacking` first
+    judge = Judge(card, ours.labels, None, real.load(metric, card) if metric.uses_reference else None, ours.meta)
+    return finish(metric, rows, judge)
 
 
 def finish(metric: MetricFile, rows: Partial, judge: Judge) -> tuple[Finished, Finished]:
@@ -148,13 +169,22 @@ def finish(metric: MetricFile, rows: Partial, judge: Judge) -> tuple[Finished, F
     weights = multiplicities(judge.card.bootstrap.seed, judge.card.bootstrap.replicates, maps)
     replicates: Finished = metric.module.finish(rows, weights, judge)
     if metric.recentre:
-        replicates = Finished(replicates.value + point.value - np.nanmean(replicates.value), replicates.by_class)
+        # Shifted replicates may leave the range: no distance is below 0, no share above 1.
+        shifted = replicates.value + point.value - np.nanmean(replicates.value)
+        replicates = Finished(np.clip(shifted, *metric.module.RANGE), replicates.by_class)
     return point, replicates
 
 
-def _n_images(metric: MetricFile, card: ProtocolCard, ours: Measured, rows: Partial | None) -> int:
-    if rows is None:
-        return 0
+def _lacking(metric: MetricFile, card: ProtocolCard, ours: Measured) -> str:
+    """Why there is nothing to compute a metric from, "" where there is."""
+    for part in metric.parts or (metric.stem,):
+        read = find_metric(part)
+        if read.module.NEEDS != "meta" and ours.load(read, card) is None:
+            return f"{ours.facts.samples} of {read.module.samples(card)} samples a map"
+    return ""
+
+
+def _n_images(metric: MetricFile, card: ProtocolCard, ours: Measured) -> int:
     if metric.module.NEEDS == "meta":
         return ours.meta["rows"]
     return ours.facts.maps * metric.module.samples(card)

@@ -1,36 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be measured: an image set over the label maps it was made from, or the real images of a split."""
+"""What can be measured: an image set over the label maps it was made from, or the real images of a split.
+
+A source is cut into windows of neighbouring label maps, always the same ones whatever files it was cut into, so that
+finished windows of an interrupted measurement are kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from evaluators.metric import Batch
 from sis.config.protocols import ProtocolCard
 from sis.data.image_set import ImageSet
 from sis.data.labels import LabelSpace
 from sis.data.manifest import Manifest, stable_hash
 from sis.data.pairs import PairSet
+from sis.data.parallel import decoding_threads, threaded_map
 from sis.data.schemas import IMAGES, PAIRS
 from sis.data.tables import read_table
 from sis.errors import SisError, first_of
 
 #: Columns that say what a pair shows.
 PAIR_CONTENT = ["image_id", "pixel_sha256", "label_sha256"]
+#: Images of a window, about.
+WINDOW = 500
+#: Pictures that are decoded ahead of the networks.
+_AHEAD = 32
+
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some neighbouring label maps: their images' keys in order, and the hash of all that they show."""
+
+    index: int
+    keys: list[Key]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Companions:
+    """Pairs that some metrics need beside the images: full-size label maps, photographs whose style was asked for."""
+
+    labels: PairSet | None = None
+    styles: PairSet | None = None
+
+
+NO_COMPANIONS = Companions()
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checked stream of images with their label maps.
+    """A checked collection of images with their label maps.
 
-    kind: "images" or "reference"; digest: content hash of the images; pairs_sha256: of the pairs;
-    maps: number of label maps; samples: images of each; rows: images in all; meta: the image set's own facts.
+    kind: "images" or "reference"; digest: content hash of the images; pairs_sha256: of the pairs; maps: number of
+    label maps; samples: images of each; rows: images in all; meta: the image set's own facts.
     """
 
     kind: str
@@ -42,7 +74,36 @@ class Source:
     size: tuple[int, int]
     labels: LabelSpace
     meta: dict[str, Any]
-    batches: Callable[[int], Iterator[Batch]]
+    windows: list[Window]
+    pairs: PairSet
+    companions: Companions
+    decoders: Callable[[Sequence[Key]], Iterator[Callable[[], NDArray[np.uint8]]]] = field(repr=False)
+
+    def images(self, keys: Sequence[Key]) -> Iterator[NDArray[np.uint8]]:
+        """Decode these images, in this order, each once. Raises SisError for one that is damaged or of another size."""
+        decoded = threaded_map(lambda decode: decode(), self.decoders(keys), decoding_threads(), _AHEAD)
+        for key, image in zip(keys, decoded, strict=True):
+            if image.shape[:2] != self.size:
+                raise SisError(f"image {key[0]}#{key[1]} is of {image.shape[:2]}, its label map of {self.size}")
+            yield image
+
+    def label(self, image_id: str, full: bool) -> NDArray[np.uint8]:
+        """The label map of an image, as prepared or at full size, uint8 `(h, w)`."""
+        pairs = self.companions.labels if full else self.pairs
+        if pairs is None:
+            fix = "name a dataset with full label maps as `labels:` of the protocol"
+            raise SisError("a segmenter compares with label maps at full size, and none are given", fix=fix)
+        return pairs.by_id(image_id).label
+
+    def style(self, image_id: str) -> NDArray[np.uint8]:
+        """The photograph whose style was asked for, uint8 RGB `(h, w, 3)`. Raises SisError where there is none."""
+        wanted = self.pairs.by_id(image_id).reference_id
+        if not wanted or self.companions.styles is None:
+            raise SisError(f"label map {image_id!r} has no photograph whose style is asked for")
+        photograph = self.companions.styles.by_id(wanted).photograph
+        if photograph is None:
+            raise SisError(f"the style reference {wanted!r} of {image_id!r} has no photograph")
+        return photograph
 
 
 def pairs_sha256(pairs: PairSet, count: int | None = None) -> str:
@@ -54,28 +115,28 @@ def pairs_sha256(pairs: PairSet, count: int | None = None) -> str:
 
 def content_sha256(manifest: Manifest, schema: pa.Schema, columns: list[str], count: int | None = None) -> str:
     """One hash of ids and pixel hashes (the first `count` rows by id), however the files were written or cut."""
+    return stable_hash(_content(manifest, schema, columns)[:count], 64)
+
+
+def _content(manifest: Manifest, schema: pa.Schema, columns: list[str]) -> list[tuple]:
     tables = [read_table(path, schema, columns=columns) for path in manifest.paths()]
-    rows = sorted(zip(*(c.to_pylist() for c in pa.concat_tables(tables).columns), strict=True))
-    return stable_hash(rows[:count], 64)
+    return sorted(zip(*(c.to_pylist() for c in pa.concat_tables(tables).columns), strict=True))
 
 
-def open_images(images_folder: Path, pairs_folder: Path, card: ProtocolCard) -> Source:
+def open_images(
+    images_folder: Path, pairs_folder: Path, card: ProtocolCard, companions: Companions = NO_COMPANIONS
+) -> Source:
     """Open a generated image set. Raises SisError unless it is complete and fits protocol and label maps."""
     images, pairs = ImageSet.open(images_folder), PairSet.open(pairs_folder)
     _check_pairs(pairs, card, card.split, pairs_folder)
     _check_meta(images, pairs, card, images_folder)
     _check_complete(images, pairs, images_folder)
-
-    def batches(size: int) -> Iterator[Batch]:
-        for b in images.iter_batches(size):
-            if b.images.shape[1:3] != pairs.size:
-                raise SisError(f"images of {b.images.shape[1:3]}, label maps of {pairs.size}", where=images_folder)
-            labels = np.stack([pairs.by_id(name).label for name in b.image_ids])
-            yield Batch(b.image_ids, b.sample_indices, b.images, labels)
-
+    _check_full_labels(companions.labels, pairs)
+    columns = ["image_id", "sample_index", "pixel_sha256"]
+    shown = {(name, k): sha256 for name, k, sha256 in _content(images.manifest, IMAGES, columns)}
     return Source(
         kind="images",
-        digest=content_sha256(images.manifest, IMAGES, ["image_id", "sample_index", "pixel_sha256"]),
+        digest=content_sha256(images.manifest, IMAGES, columns),
         pairs_sha256=pairs_sha256(pairs),
         maps=len(pairs),
         samples=images.meta["samples_per_map"],
@@ -83,7 +144,10 @@ def open_images(images_folder: Path, pairs_folder: Path, card: ProtocolCard) -> 
         size=pairs.size,
         labels=pairs.labels,
         meta=images.meta,
-        batches=batches,
+        windows=_windows(shown, pairs),
+        pairs=pairs,
+        companions=companions,
+        decoders=images.read,
     )
 
 
@@ -94,13 +158,6 @@ def open_reference(pairs_folder: Path, card: ProtocolCard) -> Source:
     count = card.reference.count or len(pairs)
     if count > len(pairs):
         raise SisError(f"the protocol asks for {count} real images, the split has {len(pairs)}", where=pairs_folder)
-
-    def batches(size: int) -> Iterator[Batch]:
-        for start in range(0, count, size):
-            chosen = [pairs.get(i) for i in range(start, min(start + size, count))]
-            ids, images = [p.image_id for p in chosen], np.stack([p.image for p in chosen])
-            yield Batch(ids, [0] * len(ids), images, np.stack([p.label for p in chosen]))
-
     digest = pairs_sha256(pairs, count)
     return Source(
         kind="reference",
@@ -112,8 +169,29 @@ def open_reference(pairs_folder: Path, card: ProtocolCard) -> Source:
         size=pairs.size,
         labels=pairs.labels,
         meta={"dataset": pairs.dataset, "split": pairs.split, "rows": count},
-        batches=batches,
+        windows=_windows({(name, 0): "" for name in sorted(pairs.ids)[:count]}, pairs),
+        pairs=pairs,
+        companions=NO_COMPANIONS,
+        decoders=lambda keys: (functools.partial(_photograph, pairs, name) for name, _ in keys),
     )
+
+
+def _photograph(pairs: PairSet, image_id: str) -> NDArray[np.uint8]:
+    return pairs.by_id(image_id).image
+
+
+def _windows(shown: dict[Key, str], pairs: PairSet) -> list[Window]:
+    """Cut label maps in the order of their ids; `shown` has the pixel hash of each image."""
+    content = {row[0]: list(row[1:]) for row in _content(pairs.manifest, PAIRS, PAIR_CONTENT)}
+    how = [pairs.manifest.meta["prepare"], list(pairs.size)] if pairs.augmented else []
+    samples = max(k for _, k in shown) + 1
+    maps, step = sorted({name for name, _ in shown}), max(1, WINDOW // samples)
+    windows = []
+    for index, start in enumerate(range(0, len(maps), step)):
+        keys = [(name, k) for name in maps[start : start + step] for k in range(samples)]
+        made_of = [[name, k, shown[name, k], *content[name]] for name, k in keys]
+        windows.append(Window(index, keys, stable_hash([made_of, *how], 64)))
+    return windows
 
 
 def _check_pairs(pairs: PairSet, card: ProtocolCard, split: str, where: Path) -> None:
@@ -121,6 +199,22 @@ def _check_pairs(pairs: PairSet, card: ProtocolCard, split: str, where: Path) ->
         raise SisError(
             f"pairs of {pairs.dataset}/{pairs.split}, protocol {card.name!r} asks for {card.dataset}/{split}",
             where=where,
+        )
+
+
+def _check_full_labels(full: PairSet | None, pairs: PairSet) -> None:
+    """Label maps at full size are of the same ids and of the same table."""
+    if full is None:
+        return
+    missing = sorted(set(pairs.ids) - set(full.ids))
+    if missing:
+        raise SisError(
+            f"{len(missing)} label maps have none at full size: {first_of(missing)}", where=full.manifest.folder
+        )
+    if full.labels != pairs.labels:
+        raise SisError(
+            f"label maps at full size are of table {full.labels.name!r}, the others of {pairs.labels.name!r}",
+            where=full.manifest.folder,
         )
 
 

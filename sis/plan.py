@@ -8,6 +8,7 @@ experiments. No torch is imported here: Snakemake builds the plan at every start
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sis.config import files
@@ -21,7 +22,7 @@ from sis.methods.discovery import MethodInfo, methods
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run of one method on one dataset: a future image set."""
+    """One run of one method on one dataset: a future image set, or one that is `given` by its run id."""
 
     dataset: DatasetCard
     protocol: ProtocolCard
@@ -38,6 +39,7 @@ class RunSpec:
     threads: int
     checkpoint: str = ""
     checkpoint_weights: str = ""
+    given: str = ""
     model_id: str = field(init=False)
     prior_id: str = field(init=False)
     run_id: str = field(init=False)
@@ -51,7 +53,8 @@ class RunSpec:
         object.__setattr__(self, "prior_id", f"{self.method.name}-{model}" if self.method.has_prior else "")
         how = [self.sample, self.sample_seed, self.samples_per_map, self.batch_size, self.protocol.split]
         card = self.method.card.model_dump() if self.method.card else {}
-        object.__setattr__(self, "run_id", f"{self.name}-{stable_hash([*base, model, how, card])}")
+        made = f"{self.name}-{stable_hash([*base, model, how, card])}"
+        object.__setattr__(self, "run_id", self.given or made)
 
     @property
     def folder(self) -> str:
@@ -105,10 +108,12 @@ class Plan:
         return f"{self.root}/images/{dataset}/{run_id}/manifest.json"
 
     def judge(self, protocol: str) -> str:
-        """Id of a protocol's segmenter: what it is trained on and how."""
+        """Id of the segmenter that is trained for a protocol: what on and how; empty where none is trained."""
         card = self.protocol(protocol)
-        made_of = [files.dataset_card(card.dataset).identity(), card.segmenter.model_dump()]
-        return f"{card.segmenter.name}-{stable_hash(made_of)}"
+        recipe = card.trained_segmenter()
+        if recipe is None:
+            return ""
+        return f"{recipe.name}-{stable_hash([files.dataset_card(card.dataset).identity(), recipe.model_dump()])}"
 
     def segmenter(self, judge: str) -> str:
         """The protocol's segmenter, where it is trained here."""
@@ -117,6 +122,25 @@ class Plan:
     def of_judge(self, judge: str) -> ProtocolCard:
         """Any protocol of this experiment that uses a segmenter (all of them agree on how it is trained)."""
         return next(s.protocol for s in self.runs if self.judge(s.protocol.name) == judge)
+
+    def measuring_inputs(self, protocol: str, reference: bool = False) -> dict[str, str]:
+        """What measuring under a protocol reads beside the images: pairs, a trained segmenter, companions."""
+        card = self.protocol(protocol)
+        judge = self.judge(protocol)
+        inputs = {"segmenter": self.segmenter(judge)} if judge else {}
+        if reference:
+            return {"reference_pairs": self.pairs(card.dataset, card.reference.split), **inputs}
+        inputs["pairs"] = self.pairs(card.dataset, card.split)
+        if card.labels:
+            inputs["full_labels"] = self.pairs(card.labels, card.split)
+        if files.dataset_card(card.dataset).splits[card.split].references:
+            inputs["styles"] = self.pairs(card.dataset, "train")
+        return inputs
+
+    def measuring_options(self, protocol: str, reference: bool = False) -> str:
+        """The same as options of `python -m evaluators measure`."""
+        inputs = self.measuring_inputs(protocol, reference)
+        return " ".join(f"--{name.replace('_', '-')} {path}" for name, path in inputs.items())
 
     def sampling_inputs(self, dataset: str, run_id: str) -> dict[str, str]:
         """What sampling a run reads."""
@@ -138,6 +162,8 @@ class Plan:
     def command(self, spec: RunSpec) -> str:
         """The shell command that makes a run's image set again, once its inputs exist."""
         manifest = self.images(spec.dataset.name, spec.run_id)
+        if spec.given:
+            return f"sis verify {manifest}"
         if spec.method.kind == "rule":
             return f"snakemake --profile workflow/profiles/local {manifest}"
         inputs = self.sampling_inputs(spec.dataset.name, spec.run_id)
@@ -235,7 +261,8 @@ class Plan:
         """(stage, path) of every artefact with a run record, in the order of the stages."""
         models = {("train", self.model(s.dataset.name, s.model_id)) for s in self.runs if s.model_id}
         priors = {("prior", self.prior(s.dataset.name, s.prior_id)) for s in self.runs if s.prior_id}
-        judges = {("evaluate", self.segmenter(self.judge(s.protocol.name))) for s in self.runs}
+        trained = {self.judge(s.protocol.name) for s in self.runs} - {""}
+        judges = {("evaluate", self.segmenter(judge)) for judge in trained}
         judges |= {("evaluate", self.reference(s.dataset.name, s.protocol.name)) for s in self.runs}
         judged = [("evaluate", self.partials(s.dataset.name, s.run_id, s.protocol.name)) for s in self.runs]
         return [
@@ -281,6 +308,8 @@ def _spec(
     run: Run,
     known: dict[str, MethodInfo],
 ) -> RunSpec:
+    if run.image_set:
+        known = {run.method: MethodInfo(run.method, "given", run.method, "contestant", Path())}
     if run.method not in known:
         where = f"config/experiments/{chosen.name}.yaml, run {name}"
         raise SisError(f"no method called {run.method!r}", where=where, fix=did_you_mean(run.method, known))
@@ -300,4 +329,5 @@ def _spec(
     return RunSpec(
         card, protocol, name, method, run.title or method.title, run.fit, run.sample, run.seed, chosen.sample_seed,
         samples, chosen.batch_size, chosen.shard_size, chosen.threads, run.checkpoint, run.checkpoint_weights,
+        run.image_set,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.confusion import weighted
+from evaluators.confusion import judged, pixel_accuracy, weighted
 from evaluators.metric import Finished, Judge
 from evaluators.partial import Partial
 from sis.config.protocols import ProtocolCard
@@ -20,7 +20,7 @@ SOURCE = "miou"
 
 
 def name(card: ProtocolCard) -> str:
-    return "accuracy"
+    return judged("accuracy", card)
 
 
 def settings(card: ProtocolCard) -> dict[str, Any]:
@@ -32,8 +32,5 @@ def samples(card: ProtocolCard) -> int:
 
 
 def finish(rows: Partial, weights: NDArray, judge: Judge) -> Finished:
-    n = weighted(rows, weights)
-    pixels = n.sum((1, 2))
-    hit = np.einsum("rcc->r", n)
-    value = 100 * np.divide(hit, pixels, out=np.full(len(n), np.nan), where=pixels > 0)
-    return Finished(value, note="" if pixels[:1].any() else "every pixel is void")
+    value = pixel_accuracy(weighted(rows, weights))
+    return Finished(value, note="every pixel is void" if np.isnan(value[:1]).any() else "")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from evaluators.frechet import Moments, distances
 from evaluators.metric import Batch, Finished, Judge
 from evaluators.partial import Partial, partial
+from sis.config.judges import SegmenterCard
 from sis.config.protocols import ProtocolCard
 from sis.errors import SisError
 
@@ -25,6 +26,9 @@ USES_REFERENCE = RECENTRE = True
 
 
 def name(card: ProtocolCard) -> str:
+    if not isinstance(card.segmenter, SegmenterCard):
+        fix = "use fid, whose features are Inception's"
+        raise SisError(f"fd of protocol {card.name!r} needs the features of a segmenter that is trained here", fix=fix)
     return f"fd-{card.segmenter.display}"
 
 

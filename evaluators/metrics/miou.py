@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mean intersection over union: does the segmenter find in the images what their label maps ask for?
 
-One confusion matrix over the whole set, never a mean of images. The class rule decides what happens to
-classes that do not occur: "union" (DRN, mmsegmentation) averages classes with labels or predictions, "gt"
-(deeplab-pytorch) those with labels, "all" (CSAIL) every class, where an absent one counts 0.
+One confusion matrix over the whole set, never a mean of images; evaluators/confusion.py explains the class rules.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.confusion import confusions, weighted
+from evaluators.confusion import class_iou, confusions, judged, mean_of_classes, rule_of, weighted
 from evaluators.metric import Batch, Finished, Judge
 from evaluators.partial import Partial, partial
 from sis.config.protocols import ProtocolCard
@@ -25,11 +23,15 @@ CLASS_METRIC = "iou"
 
 
 def name(card: ProtocolCard) -> str:
-    return "miou"
+    return judged("miou", card)
 
 
 def settings(card: ProtocolCard) -> dict[str, Any]:
-    return {"class_rule": card.class_rule}
+    return {"class_rule": rule_of(card)}
+
+
+def map_settings(card: ProtocolCard) -> dict[str, Any]:
+    return {}
 
 
 def samples(card: ProtocolCard) -> int:
@@ -42,14 +44,7 @@ def map(batch: Batch, judge: Judge) -> Partial:
 
 
 def finish(rows: Partial, weights: NDArray, judge: Judge) -> Finished:
-    n = weighted(rows, weights)
-    hit = np.einsum("rcc->rc", n)
-    truth, union = n.sum(2), n.sum(2) + n.sum(1) - hit
-    iou = 100 * np.divide(hit, union, out=np.zeros_like(hit), where=union > 0)
-    counted = {"union": union > 0, "gt": truth > 0, "all": np.ones_like(union, bool)}[judge.card.class_rule]
-    total = counted.sum(1)
-    mean = np.divide((iou * counted).sum(1), total, out=np.full(len(n), np.nan), where=total > 0)
+    classes = class_iou(weighted(rows, weights), rule_of(judge.card))
     names = [judge.labels.classes[i].name for i in judge.labels.evaluated_ids]
-    classes = np.where(counted, iou, np.nan)
-    note = f"{int(total[0])} of {len(names)} classes" if len(total) else ""
-    return Finished(mean, {label: classes[:, i] for i, label in enumerate(names)}, note)
+    note = f"{int((~np.isnan(classes[0])).sum())} of {len(names)} classes" if len(classes) else ""
+    return Finished(mean_of_classes(classes), {label: classes[:, i] for i, label in enumerate(names)}, note)

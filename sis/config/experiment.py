@@ -44,6 +44,9 @@ class Run(StrictModel):
         default="", description="what those weights are; recorded, since no file tells"
     )
     samples_per_map: int | None = Field(default=None, ge=1, description="images a label map; empty: the experiment's")
+    image_set: Name | Literal[""] = Field(
+        default="", description="run id of an image set that is there already: it is judged as it is, nothing makes it"
+    )
     datasets: list[Name] = Field(default=[], description="datasets of this run; empty: all of the experiment")
     published: str | None = Field(
         default="",

@@ -18,6 +18,7 @@ from sis.data.labels import LabelSpace
 from sis.errors import SisError, did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
+AD_HOC = ("experiments", "protocols")
 
 
 @functools.cache
@@ -36,10 +37,17 @@ def config_file(kind: str, name: str) -> Path:
         return Path(name)
     folder = project_root() / "config" / kind
     path = folder / f"{name}.yaml"
+    if not path.is_file() and kind in AD_HOC and (ad_hoc(kind) / path.name).is_file():
+        return ad_hoc(kind) / path.name
     if not path.is_file():
         known = [p.stem for p in folder.glob("*.yaml")]
         raise SisError(f"no {kind.rstrip('s')} called {name!r}", where=folder, fix=did_you_mean(name, known))
     return path
+
+
+def ad_hoc(kind: str) -> Path:
+    """Where `sis eval` keeps the experiments and protocols that it composes; those of config/ come first."""
+    return project_root() / settings().artefacts / "eval" / kind
 
 
 def named(kind: str, name: str, model: type[Model]) -> Model:

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue
 
 from sis.config.base import Name, StrictModel
+from sis.config.judges import ClassRule, FeaturesCard, IidmCard, LpipsCard, MsSsimCard, Positive, SegmenterCard
 from sis.data.manifest import stable_hash
-
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from sis.errors import SisError
 
 
 class ReferenceCard(StrictModel):
@@ -24,46 +24,13 @@ class ReferenceCard(StrictModel):
 class SamplesCard(StrictModel):
     """How many samples of one label map a metric looks at; a run with fewer leaves the metric undefined."""
 
-    quality: Positive = Field(default=1, description="samples per label map for miou, accuracy and fd (the first ones)")
+    quality: Positive = Field(default=1, description="samples per label map for miou, accuracy and fd (the first)")
     diversity: Annotated[int, Field(ge=2)] = Field(
         default=2, description="samples per label map for lpips and ms_ssim: all pairs of the first so many"
     )
-
-
-class SegmenterCard(StrictModel):
-    """The segmentation network that judges, and how it is trained."""
-
-    name: Name = Field(description="file stem in evaluators/segmenters")
-    display: Name = Field(description="name in metrics that use its features: fd-<display>")
-    steps: Positive = Field(description="training steps")
-    batch_size: Positive = Field(description="images per training step")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(description="peak learning rate (AdamW, one cycle)")
-    seed: Annotated[int, Field(ge=0)] = Field(description="seed of initial weights, order and augmentation")
-    width: Annotated[int, Field(ge=4, multiple_of=4)] = Field(description="channels at full resolution")
-    jitter: Share = Field(default=0.1, description="largest relative change of brightness and contrast in training")
-    images: Positive | None = Field(
-        default=None,
-        description="training pairs, evenly spaced over the sorted ids; all lie in memory; null = every one",
+    distribution: Positive | None = Field(
+        default=None, description="samples per label map for fid and its kin; null: as many as `quality`"
     )
-
-
-class LpipsCard(StrictModel):
-    """Settings of the LPIPS diversity."""
-
-    net: Literal["alex", "vgg", "squeeze"] = Field(default="alex", description="backbone of the lpips package, v0.1")
-
-
-class MsSsimCard(StrictModel):
-    """Settings of the MS-SSIM diversity; the usual 5 scales and window 11 need over 160 pixels a side."""
-
-    scales: Annotated[int, Field(ge=1, le=5)] = Field(default=5, description="number of scales")
-    window: Annotated[int, Field(ge=3)] = Field(default=11, description="side of the Gaussian window, odd, in pixels")
-
-    @model_validator(mode="after")
-    def _odd(self) -> MsSsimCard:
-        if self.window % 2 == 0:
-            raise ValueError(f"the window must be odd, found {self.window}")
-        return self
 
 
 class BootstrapCard(StrictModel):
@@ -73,6 +40,22 @@ class BootstrapCard(StrictModel):
     seed: Annotated[int, Field(ge=0)] = Field(description="seed of the resampled label maps, shared by every run")
 
 
+class MetricEntry(StrictModel):
+    """A metric of a protocol with settings of its own; what is left out is the protocol's."""
+
+    metric: Name = Field(description="file stem in evaluators/metrics")
+    name: Name | None = Field(
+        default=None, description="name in score tables; null: the one that the metric gives itself"
+    )
+    segmenter: SegmenterCard | Name | None = Field(default=None, description="as in the protocol")
+    features: FeaturesCard | None = Field(default=None, description="as in the protocol")
+    samples: SamplesCard | None = Field(default=None, description="as in the protocol")
+    lpips: LpipsCard | None = Field(default=None, description="as in the protocol")
+    ms_ssim: MsSsimCard | None = Field(default=None, description="as in the protocol")
+    iidm: IidmCard | None = Field(default=None, description="as in the protocol")
+    class_rule: ClassRule | None = Field(default=None, description="as in the protocol")
+
+
 class ProtocolCard(StrictModel):
     """One way to judge image sets of one dataset (config/protocols/<name>.yaml)."""
 
@@ -80,19 +63,68 @@ class ProtocolCard(StrictModel):
     title: Annotated[str, Field(min_length=1)] = Field(description="name in tables")
     dataset: Name = Field(description="dataset whose label maps are drawn")
     split: Name = Field(description="split whose label maps are drawn")
+    labels: Name | None = Field(
+        default=None,
+        description="dataset card with the label maps of the same ids at full size, for segmenters that ask for them",
+    )
     reference: ReferenceCard = Field(description="real images of the distribution metrics")
     samples: SamplesCard = Field(default=SamplesCard(), description="samples per label map that metrics look at")
-    segmenter: SegmenterCard = Field(description="the judging network")
-    metrics: Annotated[list[Name], Field(min_length=1)] = Field(description="file stems in evaluators/metrics")
+    segmenter: SegmenterCard | Name | None = Field(
+        default=None,
+        description="the judging network: a recipe of training, or the name of a preset of config/segmenters",
+    )
+    features: FeaturesCard = Field(default=FeaturesCard(), description="network of fid and its kin")
+    metrics: Annotated[list[Name | MetricEntry], Field(min_length=1)] = Field(
+        description="file stems in evaluators/metrics, or `{metric: STEM, ...}` with settings of their own"
+    )
     lpips: LpipsCard = Field(default=LpipsCard(), description="settings of the metric lpips")
     ms_ssim: MsSsimCard = Field(default=MsSsimCard(), description="settings of the metric ms_ssim")
-    class_rule: Literal["union", "gt", "all"] = Field(
-        default="union",
-        description="classes that the mIoU averages: with labels or predictions, with labels, or all",
+    iidm: IidmCard = Field(default=IidmCard(), description="settings of style, aesthetic and total")
+    class_rule: ClassRule | None = Field(
+        default=None,
+        description="classes that the mIoU averages: union (with labels or predictions), gt (with labels), all; "
+        "null: the rule of a preset's authors, else union",
     )
     bootstrap: BootstrapCard = Field(description="intervals")
     batch_size: Positive = Field(default=32, description="fixed batch of the judging networks; the last is padded")
     version: Positive = Field(description="raise it when the meaning of the protocol changes")
+
+    def trained_segmenter(self) -> SegmenterCard | None:
+        """The recipe of the one segmenter that is trained for this protocol, if any metric has one.
+
+        Raises SisError for two recipes.
+        """
+        recipes: list[SegmenterCard] = []
+        for entry in self.entries():
+            found = entry.card.segmenter
+            if isinstance(found, SegmenterCard) and found not in recipes:
+                recipes.append(found)
+        if len(recipes) > 1:
+            raise SisError(f"protocol {self.name!r} trains {len(recipes)} segmenters", fix="one is the most")
+        return recipes[0] if recipes else None
+
+    def entries(self) -> list[Entry]:
+        """The metrics in order, each with the card that it sees."""
+        return [_entry(self, metric) for metric in self.metrics]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One metric of a protocol: its file's stem, and the protocol's card with the entry's own settings in it.
+
+    name: what it is called in score tables, "" for what it calls itself.
+    """
+
+    stem: str
+    card: ProtocolCard
+    name: str = ""
+
+
+def _entry(card: ProtocolCard, metric: str | MetricEntry) -> Entry:
+    if isinstance(metric, str):
+        return Entry(metric, card)
+    own = {name: getattr(metric, name) for name in metric.model_fields_set - {"metric", "name"}}
+    return Entry(metric.metric, card.model_copy(update=own), metric.name or "")
 
 
 class ReferenceRecord(StrictModel):
@@ -108,6 +140,7 @@ class NetworkRecord(StrictModel):
 
     name: str
     sha256: str
+    verified: bool = Field(default=True, description="false: its publisher states no hash to compare with")
 
 
 class ProtocolRecord(StrictModel):
@@ -117,13 +150,15 @@ class ProtocolRecord(StrictModel):
     dataset: str
     split: str
     pairs_sha256: str = Field(description="hash of the ids and pixels of the judged label maps")
+    labels_sha256: str = Field(description="hash of label maps at full size, empty where nothing looks at them")
     label_maps: int
     samples_per_map: int
     size: Annotated[list[int], Field(min_length=2, max_length=2)] = Field(description="height, width in pixels")
     metric: str
     metric_version: int
     settings: dict[str, JsonValue] = Field(description="the metric's own settings, e.g. the class rule")
-    network: NetworkRecord | None = Field(description="segmenter or backbone, null where the metric needs none")
+    judge: dict[str, JsonValue] | None = Field(description="card of the network and of its feeding, null without one")
+    networks: list[NetworkRecord] = Field(description="segmenter, extractor or backbone; several for a combined metric")
     reference: ReferenceRecord | None = Field(description="null where the metric needs none")
     bootstrap: BootstrapCard
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Literal, TypeGuard, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 from pydantic_core import PydanticUndefined
 
 from sis.config.cards import DatasetCard, MethodCard
 from sis.config.experiment import Experiment, Settings
 from sis.config.files import dataset_card, experiment, label_space, method_card, named, project_root, settings
+from sis.config.judges import SegmenterPreset
 from sis.config.protocols import ProtocolCard
 from sis.data.atomic import write_text_atomic
 from sis.data.labels import LabelSpace
@@ -27,6 +28,7 @@ KINDS: dict[str, tuple[str, type[BaseModel]]] = {
     "labels": ("config/labels/<name>.yaml", LabelSpace),
     "method": ("config/methods/<name>.yaml", MethodCard),
     "protocol": ("config/protocols/<name>.yaml", ProtocolCard),
+    "segmenter": ("config/segmenters/<name>.yaml", SegmenterPreset),
 }
 
 
@@ -67,6 +69,7 @@ def check_all() -> str:
         "datasets": dataset_card,
         "labels": label_space,
         "protocols": lambda name: named("protocols", name, ProtocolCard),
+        "segmenters": lambda name: named("segmenters", name, SegmenterPreset),
         "methods": lambda name: method_card(config / "methods" / f"{name}.yaml"),
     }
     count = 1
@@ -105,6 +108,8 @@ def _kind(annotation: object) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
     if annotation in _WORDS:
         return _WORDS[annotation]
+    if annotation is JsonValue:
+        return "value"
     if origin is Annotated:
         return _kind(inner[0])
     if origin is Literal:

@@ -7,7 +7,8 @@ method may be anything; after it nobody knows which method it was. pandas, pyarr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -157,6 +158,20 @@ class ImageSet:
             raise SisError(f"no sample {sample_index} of image {image_id!r}", where=self.manifest.folder)
         path, index = self._where[(image_id, sample_index)]
         return _decode(read_table(path, IMAGES).slice(index, 1).to_pylist()[0], path)
+
+    def read(self, keys: Sequence[tuple[str, int]]) -> Iterator[Callable[[], NDArray[np.uint8]]]:
+        """Functions that decode these images, in this order; keys in the order of the shards read each shard once.
+
+        Each raises SisError if the picture changed; they may be called in other threads.
+        """
+        self._locate()
+        opened: Path | None = None
+        rows: list[dict] = []
+        for key in keys:
+            path, index = self._where[key]
+            if path != opened:
+                opened, rows = path, read_table(path, IMAGES).to_pylist()
+            yield functools.partial(_decode, rows[index], path)
 
     def _locate(self) -> None:
         if self._where:

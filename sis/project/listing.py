@@ -37,7 +37,7 @@ def _experiments() -> list[tuple[str, ...]]:
 
 def _protocols() -> list[tuple[str, ...]]:
     found = [(name, named("protocols", name, ProtocolCard)) for name in _stems("protocols")]
-    return [(name, p.dataset, ", ".join(p.metrics), p.title) for name, p in found]
+    return [(name, p.dataset, ", ".join(entry.stem for entry in p.entries()), p.title) for name, p in found]
 
 
 def _stems(kind: str) -> list[str]:

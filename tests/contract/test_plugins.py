@@ -78,13 +78,17 @@ def test_every_dataset_card_names_a_layout_and_a_label_table(name: str, tmp_path
 @pytest.mark.parametrize("name", stems("metrics"))
 def test_every_metric_keeps_its_contract(name: str) -> None:
     clauses = list(check_metric(name))
-    assert len(clauses) >= 5 and len(set(clauses)) == len(clauses)
+    least = 3 if find_metric(name).parts else 5
+    assert len(clauses) >= least and len(set(clauses)) == len(clauses)
 
 
 @pytest.mark.parametrize("name", stems("segmenters"))
 def test_every_segmenter_can_be_trained_and_loaded(name: str) -> None:
     module = find_segmenter(name)
-    assert callable(module.train) and callable(module.load)
+    trained_here = hasattr(module, "NAME")
+    assert callable(module.load) and hasattr(module, "train") == trained_here
+    if not trained_here:
+        assert module.TITLE and module.VERSION >= 1
 
 
 # A contract that nothing can break is none.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from evaluators.bootstrap import interval, multiplicities
 from evaluators.confusion import confusions
 from evaluators.discovery import find_metric, find_segmenter, stems
 from evaluators.frechet import Moments, distance, distances, root
-from evaluators.metric import Batch, Judge
+from evaluators.metric import Batch, Judge, Needs
 from evaluators.metrics import accuracy, fd, lpips, miou, throughput
 from evaluators.partial import partial
 from sis.config.protocols import ProtocolCard
@@ -232,8 +232,8 @@ def test_every_metric_file_keeps_the_contract(stem: str) -> None:
     assert module.TITLE
     assert module.DIRECTION in ("higher", "lower", "none")
     assert module.RANGE[0] < module.RANGE[1]
-    assert module.NEEDS in ("images", "labels:segmenter", "features:segmenter", "groups", "meta")
-    assert hasattr(module, "map") == (metric.source == stem and module.NEEDS != "meta")
+    assert module.NEEDS in get_args(Needs)
+    assert hasattr(module, "map") == (metric.source == stem and module.NEEDS not in ("meta", "parts"))
     assert metric.source in stems("metrics")
     assert module.name(card())
     assert module.samples(card()) >= 1

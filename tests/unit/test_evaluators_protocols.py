@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from evaluators.definition import called
 from evaluators.discovery import find_metric, find_segmenter
+from evaluators.networks import asked_by, segmenter_of
+from sis.config.judges import SegmenterPreset
 from sis.config.protocols import BootstrapCard, NetworkRecord, ProtocolCard, ProtocolRecord, protocol_id
 from sis.config.protocols import ReferenceRecord as Reference
 from sis.config.strict_yaml import load_model
@@ -21,13 +24,15 @@ RECORD = ProtocolRecord(
     dataset="scenes",
     split="val",
     pairs_sha256="aa",
+    labels_sha256="",
     label_maps=128,
     samples_per_map=1,
     size=[64, 64],
     metric="fd-scenes-segmenter",
     metric_version=1,
     settings={"class_rule": "union"},
-    network=NetworkRecord(name="scenes_unet", sha256="bb"),
+    judge={"name": "scenes_unet"},
+    networks=[NetworkRecord(name="scenes_unet", sha256="bb")],
     reference=Reference(split="train", pairs_sha256="cc", count=1536),
     bootstrap=BootstrapCard(replicates=400, seed=20),
 )
@@ -43,9 +48,13 @@ CHANGES: list[dict[str, Any]] = [
     {"metric": "miou"},
     {"metric_version": 2},
     {"settings": {"class_rule": "gt"}},
-    {"network": NetworkRecord(name="scenes_unet", sha256="b0")},
-    {"network": NetworkRecord(name="drn", sha256="bb")},
-    {"network": None},
+    {"labels_sha256": "ad"},
+    {"judge": {"name": "drn"}},
+    {"judge": None},
+    {"networks": [NetworkRecord(name="scenes_unet", sha256="b0")]},
+    {"networks": [NetworkRecord(name="drn", sha256="bb")]},
+    {"networks": [NetworkRecord(name="scenes_unet", sha256="bb", verified=False)]},
+    {"networks": []},
     {"reference": Reference(split="val", pairs_sha256="cc", count=1536)},
     {"reference": Reference(split="train", pairs_sha256="c0", count=1536)},
     {"reference": Reference(split="train", pairs_sha256="cc", count=500)},
@@ -56,7 +65,7 @@ CHANGES: list[dict[str, Any]] = [
 
 
 def test_the_id_is_16_hexadecimal_digits_and_stable() -> None:
-    assert protocol_id(RECORD) == protocol_id(RECORD.model_copy()) == "6cdd48efa05e28fc"
+    assert protocol_id(RECORD) == protocol_id(RECORD.model_copy()) == "273c84d03689297b"
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda c: next(iter(c)))
@@ -72,8 +81,13 @@ def test_every_ingredient_is_tried() -> None:
 def test_cards_name_what_exists(path: Path) -> None:
     card = load_model(path, ProtocolCard)
     assert card.name == path.stem
-    assert [find_metric(name).stem for name in card.metrics] == card.metrics
-    assert card.segmenter.name == find_segmenter(card.segmenter.name).NAME
+    names = [called(entry) for entry in card.entries()]
+    assert len(set(names)) == len(card.metrics)
+    for entry in card.entries():
+        asked = asked_by(find_metric(find_metric(entry.stem).source), entry.card)
+        if asked and asked.kind in ("trained", "published"):
+            found = segmenter_of(entry.card)
+            find_segmenter(found.network if isinstance(found, SegmenterPreset) else found.name)
 
 
 def test_a_wrong_card_names_file_line_and_key(tmp_path: Path) -> None:

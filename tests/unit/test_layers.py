@@ -135,7 +135,8 @@ def test_the_evaluators_know_nothing_of_how_images_are_made() -> None:
 
 
 def test_only_command_lines_of_the_evaluators_show_progress() -> None:
-    assert [n for n, i in GRAPH.items() if n.startswith("evaluators") and "sis.progress" in i] == ["evaluators.cli"]
+    found = [n for n, i in GRAPH.items() if n.startswith("evaluators") and "sis.progress" in i]
+    assert "evaluators.cli" in found and not [name for name in found if not name.endswith("cli")]
 
 
 def test_nothing_imports_the_workflow_the_tests_or_the_examples() -> None:

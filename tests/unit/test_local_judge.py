@@ -10,7 +10,8 @@ import pytest
 
 from evaluators.segmenters import scenes_unet
 from sis.config.files import named
-from sis.config.protocols import ProtocolCard, SegmenterCard
+from sis.config.judges import SegmenterCard
+from sis.config.protocols import ProtocolCard
 from sis.data.pairs import PairSet
 from sis.data.prepare import prepare
 

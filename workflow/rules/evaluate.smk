@@ -10,19 +10,19 @@ rule train_segmenter:
     conda:
         "../envs/sis.yaml"
     threads: plan.experiment.threads
-    params:
+    resources:
+        # Who asks is no parameter: another protocol with the same segmenter must not invalidate finished work.
         protocol=lambda wildcards: plan.of_judge(wildcards.judge).name,
     shell:
-        "python -m evaluators train-segmenter --protocol {params.protocol} --pairs {input.pairs}"
+        "python -m evaluators train-segmenter --protocol {resources.protocol} --pairs {input.pairs}"
         " --threads {threads} --out {output.model} 2>&1 | tee {log}"
 
 
 rule measure_reference:
     input:
-        pairs=lambda wildcards: plan.pairs(
-            wildcards.dataset, plan.protocol(wildcards.protocol).reference.split
+        unpack(
+            lambda wildcards: plan.measuring_inputs(wildcards.protocol, reference=True)
         ),
-        segmenter=lambda wildcards: plan.segmenter(plan.judge(wildcards.protocol)),
     output:
         manifest=plan.reference("{dataset}", "{protocol}"),
     log:
@@ -34,20 +34,20 @@ rule measure_reference:
         out=subpath(output.manifest, parent=True),
         # A changed card runs this again; partials that it does not concern are kept in the folder.
         card=lambda wildcards: plan.protocol_hash(wildcards.protocol),
+        options=lambda wildcards: plan.measuring_options(
+            wildcards.protocol, reference=True
+        ),
         weights=plan.settings.weights,
+        device=plan.settings.device,
     shell:
-        "python -m evaluators measure --protocol {wildcards.protocol} --reference-pairs {input.pairs}"
-        " --segmenter {input.segmenter} --weights {params.weights} --threads {threads}"
-        " --out {params.out} 2>&1 | tee {log}"
+        "python -m evaluators measure --protocol {wildcards.protocol} {params.options} --weights {params.weights}"
+        " --device {params.device} --threads {threads} --out {params.out} 2>&1 | tee {log}"
 
 
 rule measure:
     input:
+        unpack(lambda wildcards: plan.measuring_inputs(wildcards.protocol)),
         images=plan.images("{dataset}", "{run_id}"),
-        pairs=lambda wildcards: plan.pairs(
-            wildcards.dataset, plan.protocol(wildcards.protocol).split
-        ),
-        segmenter=lambda wildcards: plan.segmenter(plan.judge(wildcards.protocol)),
     output:
         manifest=plan.partials("{dataset}", "{run_id}", "{protocol}"),
     log:
@@ -61,11 +61,12 @@ rule measure:
         out=subpath(output.manifest, parent=True),
         # A changed card runs this again; partials that it does not concern are kept in the folder.
         card=lambda wildcards: plan.protocol_hash(wildcards.protocol),
+        options=lambda wildcards: plan.measuring_options(wildcards.protocol),
         weights=plan.settings.weights,
+        device=plan.settings.device,
     shell:
-        "python -m evaluators measure --protocol {wildcards.protocol} --images {input.images} --pairs {input.pairs}"
-        " --segmenter {input.segmenter} --weights {params.weights} --threads {threads}"
-        " --out {params.out} 2>&1 | tee {log}"
+        "python -m evaluators measure --protocol {wildcards.protocol} --images {input.images} {params.options}"
+        " --weights {params.weights} --device {params.device} --threads {threads} --out {params.out} 2>&1 | tee {log}"
 
 
 rule score:

@@ -35,8 +35,24 @@ Found = Mapping[str, NDArray | Near]
 
 #: Kind to the function that answers it: module of this folder, name.
 RUNNERS: dict[str, tuple[str, str]] = {
+    "eval.deeplabv2": ("eval_deeplab", "deeplabv2"),
+    "eval.drn": ("eval_drn", "single"),
+    "eval.drn_multiscale": ("eval_drn", "multiscale"),
+    "eval.face_unet": ("eval_face_unet", "face_unet"),
+    "eval.fid_inception": ("eval_fid", "features"),
+    "eval.fid_resizers": ("eval_fid", "resizers"),
+    "eval.fid_statistics": ("eval_fid", "statistics"),
+    "eval.frechet_distance": ("eval_fid", "frechet_distance"),
+    "eval.lpips": ("eval_diversity", "lpips"),
+    "eval.miou_definitions": ("eval_miou", "definitions"),
+    "eval.ms_ssim": ("eval_diversity", "structural"),
+    "eval.sdm_lpips_protocol": ("eval_diversity", "sdm_lpips_protocol"),
+    "eval.upernet": ("eval_upernet", "single"),
+    "eval.upernet_multiscale": ("eval_upernet", "multiscale"),
     "gan.spade.preprocess": ("conditions", "spade_preprocess"),
     "iidm.label_onehot": ("conditions", "iidm_label_onehot"),
+    "iidm.score": ("iidm_scores", "score"),
+    "iidm.style_similarity": ("iidm_scores", "style_similarity"),
     "scp.hint_encode": ("hints", "hint_encode"),
     "sdm.blocks": ("sdm_network", "blocks"),
     "sdm.chain_ddim": ("sdm_network", "chain_ddim"),
@@ -90,6 +106,8 @@ def compare(found: Found, expected: Mapping[str, NDArray]) -> None:
         near = ours if isinstance(ours, Near) else Near(ours, 0.0)
         array = near.array
         assert array.shape == right.shape, f"{name}: shape {array.shape}, the case has {right.shape}"
-        distance = np.abs(array.astype(np.float64) - right.astype(np.float64))
-        within = distance <= near.atol + near.rtol * np.abs(right.astype(np.float64))  # false where one is not a number
+        there, wanted = array.astype(np.float64), right.astype(np.float64)
+        distance = np.abs(there - wanted)
+        undefined = np.isnan(there) & np.isnan(wanted)  # what the authors' code leaves undefined is undefined here too
+        within = undefined | (distance <= near.atol + near.rtol * np.abs(wanted))  # false where one is not a number
         assert within.all(), f"{name}: {(~within).sum()} of {within.size} values differ, by up to {distance.max():.3g}"
