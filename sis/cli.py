@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sis.cli_eval import add_eval_command
+from sis.cli_judging import add_judging_commands, handed_over
 from sis.cli_pictures import add_picture_commands
 from sis.errors import SisError
 
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0, or 2 after a refusal printed as one line)."""
-    arguments = build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if (judged := handed_over(words)) is not None:
+        return judged
+    arguments = build_parser().parse_args(words)
     try:
         return arguments.run(arguments) or 0
     except SisError as error:
@@ -51,6 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     _artefact_commands(commands)
     _checkpoint_commands(commands)
     add_picture_commands(commands, _pictures)
+    add_eval_command(commands)
+    add_judging_commands(commands)
     _project_commands(commands)
     return parser
 

@@ -26,6 +26,6 @@ def data_uri(picture: Picture, longest: int, quality: int) -> str:
     if few:
         image.save(encoded, "PNG", optimize=True)
     else:
-        # Full chroma: small pictures of small objects smear otherwise.
-        image.save(encoded, "JPEG", quality=quality, subsampling=0, optimize=True)
+        # Full chroma: small pictures of small objects smear otherwise. Pillow's buffer is too small to optimise that.
+        image.save(encoded, "JPEG", quality=quality, subsampling=0)
     return f"data:image/{'png' if few else 'jpeg'};base64,{base64.b64encode(encoded.getvalue()).decode()}"

@@ -20,57 +20,29 @@ from sis.config.files import project_root
 from sis.data.images import decode_png, encode_png
 from sis.data.manifest import stable_hash
 from sis.data.pairs import PairSet
-from sis.errors import SisError, first_of
+from sis.errors import SisError
+from sis.sampling.pictures import check_pictures, find_pictures
 from sis.sampling.shards import Key, MakeBatch
 
 _TAIL_LINES, _TAIL_BYTES = 5, 1000
 
 
-def file_name(pattern: str, key: Key) -> str:
-    """The file that holds one image; patterns know {image_id} and {sample}."""
-    return pattern.format(image_id=key[0], sample=key[1])
-
-
 def read_folder(folder: Path, pattern: str, keys: list[Key], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Read the pictures of some keys, uint8 `(n, h, w, 3)`.
-
-    Raises SisError for missing files (counted, the first five named), links that leave the folder, files that are no
-    whole PNG, and pictures of another mode or size.
-    """
-    if not folder.is_dir():
-        raise SisError("no such folder of images", where=folder)
-    paths = [folder / file_name(pattern, key) for key in keys]
-    missing = [p.name for p in paths if not p.is_file()]
-    if missing:
-        raise SisError(f"{len(missing)} of {len(keys)} images are missing: {first_of(missing)}", where=folder)
-    images = []
-    for path in paths:
-        if folder.resolve() not in path.resolve().parents:
-            raise SisError("an image leads out of its folder", where=path)
-        image = decode_png(path.read_bytes(), where=path, mode="RGB")
-        if image.shape != (*size, 3):
-            found = f"{image.shape[0]}x{image.shape[1]}"
-            raise SisError(f"image is {found}, expected {size[0]}x{size[1]}", where=path, fix="resize it yourself")
-        images.append(image)
-    return np.stack(images)
+    """Read the pictures of some keys, uint8 `(n, h, w, 3)`. Raises SisError as `find_pictures` and `check_pictures`."""
+    files = find_pictures(folder, pattern, keys)
+    check_pictures(folder, files, size)
+    return _decoded([files[key] for key in keys])
 
 
-def require_no_extra(folder: Path, pattern: str, keys: list[Key]) -> None:
-    """Raise SisError when the folder holds pictures that belong to no label map of the split."""
-    wanted = {file_name(pattern, key) for key in keys}
-    extra = sorted(p.name for p in folder.glob("*.png") if p.name not in wanted)
-    if extra:
-        raise SisError(f"{len(extra)} images belong to no label map: {first_of(extra)}", where=folder)
+def folder_maker(folder: Path, pattern: str, keys: list[Key], size: tuple[int, int], asked: list[Key]) -> MakeBatch:
+    """Images from a folder: all its names, and the files of the images that are `asked` for, are checked first."""
+    files = find_pictures(folder, pattern, keys)
+    check_pictures(folder, {key: files[key] for key in asked}, size)
+    return lambda some: _decoded([files[key] for key in some])
 
 
-def folder_maker(folder: Path, pattern: str, keys: list[Key], size: tuple[int, int]) -> MakeBatch:
-    """Images from a folder; the whole folder is checked for strangers before the first one is read."""
-    if not folder.is_dir():
-        raise SisError("no such folder of images", where=folder)
-    if len({file_name(pattern, k) for k in keys}) != len(keys):
-        raise SisError("several samples a map need {sample} in the pattern", where=pattern)
-    require_no_extra(folder, pattern, keys)
-    return lambda some: read_folder(folder, pattern, some, size)
+def _decoded(paths: list[Path]) -> NDArray[np.uint8]:
+    return np.stack([decode_png(path.read_bytes(), where=path, mode="RGB") for path in paths])
 
 
 def command_maker(card: MethodCard, pairs: PairSet, work: Path, seed: int) -> MakeBatch:

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sis.config.files import check_template
 from sis.config.strict_yaml import validate
 from sis.data.atomic import write_bytes_atomic
 from sis.data.image_set import (
@@ -25,6 +25,7 @@ from sis.data.pairs import PairSet
 from sis.data.provenance import RunRecord
 from sis.errors import SisError
 from sis.progress import Progress
+from sis.sampling.copies import find_copies, photographs, shard_hashes
 from sis.sampling.foreign import folder_maker
 from sis.sampling.shards import all_keys
 
@@ -44,10 +45,15 @@ class Import:
     role: Literal["contestant", "control"] = "contestant"
     pattern: str = "{image_id}.png"
     samples_per_map: int = 1
+    refuse_copies: bool = False
 
 
 def import_folder(job: Import) -> Manifest:
-    """Make an image set of a folder of PNGs. Raises SisError for missing, extra, damaged or wrongly sized pictures."""
+    """Make an image set of a folder of PNGs.
+
+    Raises SisError for missing, extra, damaged or wrongly sized pictures, and where `refuse_copies` asks for it for
+    pictures copied from one another or from the ground truth; nothing is left behind then.
+    """
     pairs = PairSet.open(job.pairs)
     run = RunRecord.start()
     keys = all_keys(pairs.ids, job.samples_per_map)
@@ -58,17 +64,24 @@ def import_folder(job: Import) -> Manifest:
         "threads": 1, "sampling_seconds": None,
     }  # fmt: skip
     meta = validate(ImageSetMeta, facts, f"import of {job.folder}")
-    check_template(job.pattern, {"image_id": "x", "sample": 0}, job.pattern)
-    make = folder_maker(job.folder, job.pattern, keys, pairs.size)
-    names = []
-    with Progress(f"import {job.name}", len(keys), "images") as progress:
-        for number, start in enumerate(range(0, len(keys), SHARD_SIZE)):
-            part = keys[start : start + SHARD_SIZE]
-            table = images_table(part, make(part), seed=0)
-            names.append(shard_name(number))
-            write_shard(table, job.out / names[-1], {"key": stable_hash([job.run_id, part[0], len(part)], 16)})
-            progress.update(len(part))
-    return finish_image_set(job.out, names, meta, run, {"pairs_digest": pairs.manifest.digest})
+    make = folder_maker(job.folder, job.pattern, keys, pairs.size, keys)
+    fresh, names = not job.out.exists(), []
+    try:
+        with Progress(f"import {job.name}", len(keys), "images") as progress:
+            for number, start in enumerate(range(0, len(keys), SHARD_SIZE)):
+                part = keys[start : start + SHARD_SIZE]
+                table = images_table(part, make(part), seed=0)
+                names.append(shard_name(number))
+                write_shard(table, job.out / names[-1], {"key": stable_hash([job.run_id, part[0], len(part)], 16)})
+                progress.update(len(part))
+        copies = find_copies(shard_hashes([job.out / name for name in names]), photographs(pairs), None)
+        if job.refuse_copies:
+            copies.refuse(job.folder)
+    except SisError:
+        if fresh:  # a refused folder leaves nothing behind
+            shutil.rmtree(job.out, ignore_errors=True)
+        raise
+    return finish_image_set(job.out, names, meta, run, {"pairs_digest": pairs.manifest.digest, **copies.recorded()})
 
 
 def export_pictures(artefact: Path, out: Path, labels: bool = False, instances: bool = False) -> int:

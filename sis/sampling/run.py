@@ -19,9 +19,10 @@ from sis.errors import SisError
 from sis.methods.build import build_method, load_weights
 from sis.plan import RunSpec
 from sis.progress import Progress
+from sis.sampling.copies import find_copies, photographs, shard_hashes
 from sis.sampling.foreign import command_maker, folder_maker
 from sis.sampling.python_method import batch_maker
-from sis.sampling.shards import Cut, MakeBatch, all_keys, cut, sample_shard, shard_seconds
+from sis.sampling.shards import Cut, Key, MakeBatch, all_keys, cut, sample_shard, shard_seconds
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,18 @@ def sample_run(job: SampleJob) -> Manifest | None:
     with Progress(f"sample {spec.dataset.name}/{spec.name}", sum(len(p.keys) for p in chosen), "images") as progress:
         for part in chosen:
             if make is None and not shard_is_good(job.out / part.name, part.key):
-                make = _maker(job, pairs, keys)
+                make = _maker(job, pairs, keys, [key for p in chosen for key in p.keys])
             sample_shard(part, job.out, batch, make or _never, pairs.size, spec.sample_seed, run, progress)
     if not all(shard_is_good(job.out / p.name, p.key) for p in parts):
         return None
     return _finish(job, pairs, parts, run)
 
 
-def _maker(job: SampleJob, pairs: PairSet, keys: list[tuple[str, int]]) -> MakeBatch:
+def _maker(job: SampleJob, pairs: PairSet, keys: list[Key], asked: list[Key]) -> MakeBatch:
     spec = job.spec
     card = spec.method.card
     if spec.method.kind == "images" and card is not None:
-        return folder_maker(project_root() / spec.folder, card.pattern, keys, pairs.size)
+        return folder_maker(project_root() / spec.folder, card.pattern, keys, pairs.size, asked)
     if spec.method.kind == "command" and card is not None:
         return command_maker(card, pairs, job.out / "work" / "command", spec.sample_seed)
     if spec.method.kind != "python":
@@ -86,7 +87,7 @@ def _maker(job: SampleJob, pairs: PairSet, keys: list[tuple[str, int]]) -> MakeB
     return batch_maker(method, pairs, spec.batch_size, spec.sample_seed, job.device)
 
 
-def _never(keys: list[tuple[str, int]]) -> NDArray[np.uint8]:
+def _never(keys: list[Key]) -> NDArray[np.uint8]:
     raise AssertionError("every shard was already there")
 
 
@@ -113,6 +114,11 @@ def _finish(job: SampleJob, pairs: PairSet, parts: list[Cut], run: RunRecord) ->
         sampling_seconds=sum(s or 0.0 for s in seconds) if timed else None,
     )
     extra = {"fit": spec.fit, "sample": spec.sample, "pairs_digest": pairs.manifest.digest}
+    if spec.method.kind in ("images", "command"):
+        copies = find_copies(shard_hashes([job.out / p.name for p in parts]), photographs(pairs), None)
+        if spec.method.role != "control":
+            copies.refuse(job.out)
+        extra |= copies.recorded()
     return finish_image_set(job.out, [p.name for p in parts], meta, run, extra)
 
 

@@ -21,7 +21,7 @@ from sis.sampling.run import SampleJob, sample_run
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
     "prepare", "train", "prior", "sample", "publish", "data", "verify", "export", "import", "list", "new", "check",
-    "edit", "trace", "figure", "checkpoint",
+    "edit", "trace", "figure", "checkpoint", "eval", "compare", "gallery",
 ]  # fmt: skip
 RUN = ["--experiment", "tiny", "--dataset", "scenes_tiny", "--pairs", "p", "--out", "x", "--run"]
 

@@ -26,9 +26,9 @@ def test_every_configuration_key_has_a_description() -> None:
 
 
 def test_types_are_shown_in_words() -> None:
-    rows = {
-        r.split("|")[1].strip(" `"): r.split("|")[2].strip() for r in schema.markdown().splitlines() if r[:3] == "| `"
-    }
+    rows: dict[str, str] = {}  # of a key in two kinds of file the first
+    for row in (r for r in schema.markdown().splitlines() if r[:3] == "| `"):
+        rows.setdefault(row.split("|")[1].strip(" `"), row.split("|")[2].strip())
     assert rows["splits"] == "mapping to sections" and rows["splits.*.image"] == "text or list of texts"
     assert rows["prepare.fidelity"] == "`paper` or `release`" and rows["edges"] == "boolean"
     assert rows["size"] == "list of integers" and rows["runs.*.fit"] == "mapping to value or list of values"

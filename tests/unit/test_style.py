@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 FILE_LINES, FUNCTION_LINES = 400, 60
 VAGUE = {"utils", "util", "helpers", "helper", "misc", "manager", "common"}
 #: Command lines answer on standard output.
-MAY_PRINT = {"sis/cli.py", "sis/project/check.py"}
+MAY_PRINT = {"sis/cli.py", "sis/cli_eval.py", "sis/project/check.py"}
 #: Columns and numbers that their callers name are data, not options.
 OPEN_ENDED = {"columns", "numbers"}
 
