@@ -32,5 +32,5 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info[:2] >= (3, 11), "Python 3.11 or newer is needed"'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[test,slurm]'
+	MMCV_WITH_OPS=0 $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[test,slurm,sd,seg]'
 	@touch $@
