@@ -133,7 +133,8 @@ def require_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise SisError("no such folder of images", where=folder, fix="check the path")
     if next(_entries(folder), None) is None:
-        raise SisError("the folder of images is empty", where=folder)
+        fix = "it should hold the pictures of every label map"
+        raise SisError("the folder of images is empty", where=folder, fix=fix)
 
 
 def shown(name: str) -> str:
