@@ -172,12 +172,15 @@ def open_reference(pairs_folder: Path, card: ProtocolCard) -> Source:
         windows=_windows({(name, 0): "" for name in sorted(pairs.ids)[:count]}, pairs),
         pairs=pairs,
         companions=NO_COMPANIONS,
-        decoders=lambda keys: (functools.partial(_photograph, pairs, name) for name, _ in keys),
+        decoders=lambda keys: _photographs(pairs, keys),
     )
 
 
-def _photograph(pairs: PairSet, image_id: str) -> NDArray[np.uint8]:
-    return pairs.by_id(image_id).image
+def _photographs(pairs: PairSet, keys: Sequence[Key]) -> Iterator[Callable[[], NDArray[np.uint8]]]:
+    """Functions that decode photographs; rows are read here, in one thread, as Parquet files demand."""
+    for name, _ in keys:
+        row, where = pairs.row(pairs.place(name))
+        yield functools.partial(pairs.photograph_of, row, where)
 
 
 def _windows(shown: dict[Key, str], pairs: PairSet) -> list[Window]:

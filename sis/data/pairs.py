@@ -113,11 +113,20 @@ class PairSet:
 
     def by_id(self, image_id: str) -> Pair:
         """The pair called `image_id`."""
+        return self.get(self.place(image_id))
+
+    def place(self, image_id: str) -> int:
+        """The index of the pair called `image_id`. Raises SisError with the nearest names when there is none."""
         if image_id not in self._index:
             raise SisError(
                 f"no image {image_id!r} in {self.dataset}/{self.split}", fix=did_you_mean(image_id, self.ids)
             )
-        return self.get(self._index[image_id])
+        return self._index[image_id]
+
+    def photograph_of(self, row: dict, where: str) -> NDArray[np.uint8]:
+        """The photograph of an encoded row at the dataset's size; reads no file, so threads may call it together."""
+        pair = decode_row(row, where)
+        return (self.policy.view(pair) if self.augmented else pair).image
 
     def _group(self, shard: int, group: int) -> list[dict]:
         key = (shard, group)

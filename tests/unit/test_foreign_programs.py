@@ -72,7 +72,9 @@ def test_a_program_that_writes_too_little_is_refused(program: Callable[..., NDAr
     with pytest.raises(SisError, match=r"the folder of images is empty .*out.*pictures of every label map"):
         program("pass")
     with pytest.raises(SisError, match=r"2 of 3 images are missing: "):
-        program(GOOD_PROGRAM + "\nimport pathlib\nfor p in sorted(pathlib.Path(sys.argv[2]).iterdir())[1:]: p.unlink()\n")
+        program(
+            GOOD_PROGRAM + "\nimport pathlib\nfor p in sorted(pathlib.Path(sys.argv[2]).iterdir())[1:]: p.unlink()\n"
+        )
 
 
 def test_a_program_that_writes_another_size_is_refused(program: Callable[..., NDArray[np.uint8]]) -> None:

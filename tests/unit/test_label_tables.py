@@ -173,6 +173,7 @@ CARDS: dict[str, tuple[int, int, list[int], str, str, str, bool]] = {
     "cityscapes": (2975, 500, [256, 512], "sdm_aspect", "paper", "file", True),
     "cityscapes_release": (2975, 500, [256, 512], "sdm_aspect", "release", "file", True),
     "cityscapes_512": (2975, 500, [512, 1024], "scp", "paper", "none", False),
+    "cityscapes_1024": (2975, 500, [1024, 2048], "exact", "paper", "none", False),
     "cityscapes_512_release": (3475, 3475, [512, 1024], "scp", "release", "none", False),
     "ade20k": (20210, 2000, [256, 256], "sdm", "paper", "none", False),
     "ade20k_512": (20210, 2000, [512, 512], "scp", "paper", "none", False),
