@@ -190,13 +190,15 @@ def test_every_fact_of_a_protocol_changes_its_id() -> None:
     record = ProtocolRecord.model_validate(
         {"version": 1, "dataset": "d", "split": "val", "pairs_sha256": "ab", "label_maps": 5, "samples_per_map": 1,
          "size": [32, 32], "metric": "miou", "metric_version": 1, "settings": {"class_rule": "union"},
-         "labels_sha256": "", "judge": {"name": "net"}, "networks": [{"name": "net", "sha256": "cd"}], "reference": {"split": "train", "pairs_sha256": "ef", "count": 9},
+         "labels_sha256": "", "judge": {"name": "net"}, "networks": [{"name": "net", "sha256": "cd"}],
+         "reference": {"split": "train", "pairs_sha256": "ef", "count": 9},
          "bootstrap": {"replicates": 10, "seed": 1}}
     )  # fmt: skip
     changes: list[dict[str, Any]] = [
         {"version": 2}, {"dataset": "e"}, {"split": "test"}, {"pairs_sha256": "ac"}, {"label_maps": 6},
         {"samples_per_map": 2}, {"size": [32, 64]}, {"metric": "fd"}, {"metric_version": 2},
-        {"settings": {"class_rule": "gt"}}, {"networks": []}, {"judge": None}, {"labels_sha256": "a"}, {"reference": None},
+        {"settings": {"class_rule": "gt"}}, {"networks": []}, {"judge": None}, {"labels_sha256": "a"},
+        {"reference": None},
         {"bootstrap": record.bootstrap.model_copy(update={"seed": 2})},
     ]  # fmt: skip
     assert {next(iter(c)) for c in changes} == set(ProtocolRecord.model_fields)
