@@ -52,6 +52,11 @@ def metric_name(metric: str, card: ProtocolCard) -> str:
     return "-".join([metric, *words])
 
 
+def samples_of(card: ProtocolCard) -> int:
+    """How many samples of a label map enter a distribution."""
+    return card.samples.distribution or card.samples.quality
+
+
 def settings_of(card: ProtocolCard) -> dict[str, Any]:
     """The part of the card that the features depend on."""
     return {"extractor": card.features.name, "options": options_of(card.features.name, card.features.options)}

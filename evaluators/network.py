@@ -11,11 +11,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from sis.data.weight_files import read_weights
 from sis.data.weight_names import refuse_differences
+from sis.errors import SisError
 
 #: What a stand-in is called in every number that it touches.
 STAND_IN = "seeded-random"
@@ -100,3 +102,25 @@ def fill_seeded(network: nn.Module, seed: int = 0, gain: float = 2**0.5) -> None
                 value.copy_(1 + 0.1 * noise)
             else:
                 value.copy_(0.1 * noise)
+
+
+def fill_from(network: nn.Module, source: Source, extra: Sequence[str] = ()) -> None:
+    """Load the source's one file, or stand-in weights if it has none; leaves the network ready to judge on its device.
+
+    extra: as in `fill`.
+    Raises SisError for more than one file and for weights that do not fit.
+    """
+    if len(source.files) > 1:
+        raise SisError(f"the network takes one file of weights, found {len(source.files)}", where=source.files[1])
+    if source.files:
+        fill(network, source.files[0], extra)
+    else:
+        fill_seeded(network)
+    network.eval()  # not chained: networks of mmsegmentation answer None
+    network.to(source.device)
+
+
+def classes_at(logits: Tensor, size: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Resize one picture's logits `(1, c, h, w)` bilinearly (corners not aligned) and name the classes, `size`."""
+    planes = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    return planes[0].argmax(0).to(torch.uint8).cpu().numpy()

@@ -144,12 +144,12 @@ class Networks:
 
     def load(self, asked: Asked, labels: LabelSpace) -> Run:
         """A function that shows images to a segmenter or an extractor, in full 32-bit arithmetic on GPUs too."""
-        import torch
+        from evaluators.float32 import whole_float32
 
         run = self._run(asked, labels)
 
         def exact(images: NDArray[np.uint8], size: tuple[int, int]) -> Answer:
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            with whole_float32():
                 return run(images, size)
 
         return exact

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from evaluators.feature_sets import check_choice, options_of
-from evaluators.float32 import whole_float32
-from evaluators.network import Source, fill, fill_seeded
+from evaluators.network import Source, fill_from
 from evaluators.resizers import RESIZERS, resize
 from sis.errors import SisError
 
@@ -48,7 +47,7 @@ class Dinov2Extractor:
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Features `(b, dims)` of uint8 RGB `(b, h, w, 3)`."""
         out = np.empty((len(images), self.dims), np.float32)
-        with torch.inference_mode(), whole_float32():
+        with torch.inference_mode():
             for i in range(0, len(images), _TOGETHER):
                 x = resize(images[i : i + _TOGETHER], self._resizer, self._size, self._device)
                 x = (x / 255 - self._mean) / self._spread
@@ -71,14 +70,9 @@ def load(options: Mapping[str, Any], source: Source) -> Dinov2Extractor:
     size = chosen["size"]
     if type(size) is not int or size < _PATCH or size % _PATCH:
         raise SisError(f"size must be a multiple of {_PATCH}, found {size!r}", where=where)
-    if len(source.files) > 1:
-        raise SisError(f"DINOv2 has one file of weights, found {len(source.files)}", where=where)
     width, layers, heads = VARIANTS[chosen["variant"]]
     network = build(width, layers, heads, _TRAINED_SIDE)
-    if source.files:
-        fill(network, source.files[0])
-    else:
-        fill_seeded(network)
+    fill_from(network, source)
     return Dinov2Extractor(network, size, chosen["resize"], source.device)
 
 

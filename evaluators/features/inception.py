@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluators.feature_sets import check_choice, options_of
-from evaluators.float32 import whole_float32
 from evaluators.nets.inception import DIMS, SIDE, UNUSED, Inception
-from evaluators.network import Source, fill, fill_seeded
+from evaluators.network import Source, fill_from
 from evaluators.resizers import BEFORE, RESIZERS, resize
-from sis.errors import SisError
 
 TITLE = "Inception of 2015-12-05 (FID)"
 VERSION = 1
@@ -38,7 +36,7 @@ class InceptionExtractor:
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Features `(b, dims)` of uint8 RGB `(b, h, w, 3)`."""
         out = np.empty((len(images), self.dims), np.float32)
-        with torch.inference_mode(), whole_float32():
+        with torch.inference_mode():
             for i in range(0, len(images), _TOGETHER):
                 part = images[i : i + _TOGETHER]
                 out[i : i + _TOGETHER] = self.network(self.pixels(part), self.dims).cpu().numpy()
@@ -64,11 +62,6 @@ def load(options: Mapping[str, Any], source: Source) -> InceptionExtractor:
     check_choice("resize", chosen["resize"], RESIZERS, where)
     check_choice("dims", chosen["dims"], DIMS, where)
     check_choice("before", chosen["before"], (None, *BEFORE), where)
-    if len(source.files) > 1:
-        raise SisError(f"Inception has one file of weights, found {len(source.files)}", where=where)
     network = Inception()
-    if source.files:
-        fill(network, source.files[0], UNUSED)
-    else:
-        fill_seeded(network)
+    fill_from(network, source, UNUSED)
     return InceptionExtractor(network, chosen["resize"], chosen["dims"], chosen["before"], source.device)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from evaluators.nets.nima import RATINGS, MobileNima, VggNima
-from evaluators.network import Source, fill, fill_seeded
+from evaluators.network import Source, fill_from
 from sis.errors import SisError, did_you_mean
 
 TITLE = "NIMA rating distribution"
@@ -70,13 +70,8 @@ def load(options: Mapping[str, Any], source: Source) -> Nima:
     base = _choice("base", options.get("base", "vgg16"), tuple(_BASES))
     kind, usual, mean, std = _BASES[base]
     feed = _choice("feed", options.get("feed", usual), _FEEDS)
-    if len(source.files) > 1:
-        raise SisError(f"NIMA has one file of weights, found {len(source.files)}", where=_WHERE)
     network = kind()
-    if source.files:
-        fill(network, source.files[0])
-    else:
-        fill_seeded(network)
+    fill_from(network, source)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
     return Nima(network, feed, mean, std, source.device)
 

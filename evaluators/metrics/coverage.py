@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from evaluators.feature_sets import feature_sets, metric_name, settings_of, too_few
+from evaluators.feature_sets import feature_sets, metric_name, samples_of, settings_of, too_few
 from evaluators.metric import Finished, Judge
 from evaluators.neighbours import coverage
 from evaluators.partial import Partial
@@ -34,7 +34,7 @@ def settings(card: ProtocolCard) -> dict[str, Any]:
 
 
 def samples(card: ProtocolCard) -> int:
-    return card.samples.distribution or card.samples.quality
+    return samples_of(card)
 
 
 def finish(rows: Partial, weights: NDArray, judge: Judge) -> Finished:

@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from evaluators.feature_sets import feature_sets, metric_name, settings_of, too_few
+from evaluators.feature_sets import feature_sets, metric_name, samples_of, settings_of, too_few
 from evaluators.metric import Finished, Judge
 from evaluators.neighbours import density
 from evaluators.partial import Partial
@@ -33,7 +33,7 @@ def settings(card: ProtocolCard) -> dict[str, Any]:
 
 
 def samples(card: ProtocolCard) -> int:
-    return card.samples.distribution or card.samples.quality
+    return samples_of(card)
 
 
 def finish(rows: Partial, weights: NDArray, judge: Judge) -> Finished:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.feature_sets import feature_sets, metric_name, settings_of, too_few
+from evaluators.feature_sets import feature_sets, metric_name, samples_of, settings_of, too_few
 from evaluators.frechet import Target
 from evaluators.frechet_interval import is_exact, replicates
 from evaluators.metric import Batch, Finished, Judge
@@ -45,7 +45,7 @@ def map_settings(card: ProtocolCard) -> dict[str, Any]:
 
 
 def samples(card: ProtocolCard) -> int:
-    return card.samples.distribution or card.samples.quality
+    return samples_of(card)
 
 
 def map(batch: Batch, judge: Judge) -> Partial:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.feature_sets import feature_sets, metric_name, settings_of, too_few
+from evaluators.feature_sets import feature_sets, metric_name, samples_of, settings_of, too_few
 from evaluators.frechet import Target
 from evaluators.frechet_interval import derivatives, expanded
 from evaluators.metric import Finished, Judge
@@ -47,7 +47,7 @@ def settings(card: ProtocolCard) -> dict[str, Any]:
 
 
 def samples(card: ProtocolCard) -> int:
-    return card.samples.distribution or card.samples.quality
+    return samples_of(card)
 
 
 def finish(rows: Partial, weights: NDArray, judge: Judge) -> Finished:

@@ -3,21 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from evaluators.nets.deeplabv2 import MSC, DeepLabV2, Interpolation
-from evaluators.network import Source, fill, fill_seeded
+from evaluators.network import Source, classes_at, fill_from
 from sis.config.base import StrictModel
 from sis.config.strict_yaml import validate
-from sis.errors import SisError
 
 TITLE = "DeepLabV2-ResNet101 with MSC (COCO-Stuff)"
 VERSION = 1
@@ -67,25 +65,3 @@ def load(options: Mapping[str, Any], source: Source) -> DeepLabV2Segmenter:
     network = MSC(DeepLabV2(chosen.blocks, chosen.classes, chosen.rates), chosen.scales, chosen.interpolation)
     fill_from(network, source)
     return DeepLabV2Segmenter(network, chosen, source.device)
-
-
-def fill_from(network: nn.Module, source: Source, extra: Sequence[str] = ()) -> None:
-    """Load the source's one file, or stand-in weights if it has none; leaves the network ready to judge on its device.
-
-    extra: endings of names in the file that take no part in judging.
-    Raises SisError for more than one file and for weights that do not fit.
-    """
-    if len(source.files) > 1:
-        raise SisError(f"this network has its weights in one file, not in {len(source.files)}", where=source.files[1])
-    if source.files:
-        fill(network, source.files[0], extra)
-    else:
-        fill_seeded(network)
-    network.eval()  # not chained: networks of mmsegmentation answer None
-    network.to(source.device)
-
-
-def classes_at(logits: Tensor, size: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Resize one picture's logits `(1, c, h, w)` bilinearly (corners not aligned) and name the classes, `size`."""
-    planes = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-    return planes[0].argmax(0).to(torch.uint8).cpu().numpy()

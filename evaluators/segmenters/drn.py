@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from evaluators.nets.drn import UNUSED, DrnSegmenter
-from evaluators.network import Source, fill, fill_seeded
+from evaluators.network import Source, fill_from
 from evaluators.resampling import Size, pillow_planes
 from sis.config.base import StrictModel
 from sis.config.strict_yaml import validate
@@ -107,11 +107,7 @@ def load(options: Mapping[str, Any], source: Source) -> Drn:
     """
     chosen = validate(DrnOptions, dict(options), "options of drn")
     network = DrnSegmenter(chosen.arch, chosen.classes, chosen.use_torch_up)
-    if len(source.files) > 1:
-        raise SisError(f"drn takes one file of weights, found {len(source.files)}", where=source.files[1])
-    if source.files:
-        fill(network, source.files[0], UNUSED)
-    else:
-        fill_seeded(network)
+    fill_from(network, source, UNUSED)
+    if not source.files:
         network.set_bilinear()
     return Drn(network, chosen, source.device)

@@ -18,8 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from evaluators.nets.face_unet import WIDTHS, FaceUNet, refuse_uneven
-from evaluators.network import Source
-from evaluators.segmenters.deeplabv2 import fill_from
+from evaluators.network import Source, fill_from
 from sis.config.base import StrictModel
 from sis.config.strict_yaml import validate
 from sis.data.resize import nearest

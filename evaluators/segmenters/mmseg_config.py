@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from evaluators.network import Source
-from evaluators.segmenters.deeplabv2 import fill_from
+from evaluators.network import Source, fill_from
 from sis.config.base import StrictModel
 from sis.config.strict_yaml import validate
 from sis.errors import SisError, did_you_mean

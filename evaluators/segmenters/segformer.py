@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from evaluators.network import Source
-from evaluators.segmenters.deeplabv2 import classes_at, fill_from
+from evaluators.network import Source, classes_at, fill_from
 from sis.config.base import StrictModel
 from sis.config.strict_yaml import validate
 from sis.errors import SisError

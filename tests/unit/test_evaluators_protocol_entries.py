@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_evaluators_measure as tiny
+import torch
 from numpy.typing import NDArray
 
 from evaluators import networks, one_pass
@@ -17,7 +18,7 @@ from evaluators.networks import Networks
 from evaluators.score import score
 from evaluators.sources import Companions, Source
 from evaluators.weights import WeightStore
-from sis.config.judges import FeedCard, SegmenterPreset
+from sis.config.judges import FeaturesCard, FeedCard, SegmenterPreset
 from sis.config.protocols import ProtocolCard
 from sis.config.strict_yaml import validate
 from sis.data.manifest import read_manifest
@@ -199,3 +200,25 @@ def test_two_metrics_of_one_name_are_refused(world: tiny.World, judges: Networks
     assert [called(entry) for entry in twice.entries()] == ["ms-ssim", "ms-ssim"]
     with pytest.raises(SisError, match="both called ms-ssim"):
         scores(world, judges, twice, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        networks.Asked("published", PRESETS["plain"]),
+        networks.Asked("extractor", FeaturesCard(options={"dims": 64})),
+    ],
+    ids=["segmenter", "extractor"],
+)
+def test_networks_answer_in_whole_float32(judges: Networks, world: tiny.World, asked: networks.Asked) -> None:
+    seen = []
+    run = judges.load(asked, PairSet.open(world.root / "val").labels)
+    before = torch.backends.cudnn.allow_tf32
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda *_: seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic))
+    )
+    try:
+        run(np.zeros((1, 32, 32, 3), np.uint8), (32, 32))
+    finally:
+        hook.remove()
+    assert set(seen) == {(False, True)} and torch.backends.cudnn.allow_tf32 == before

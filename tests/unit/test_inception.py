@@ -71,21 +71,6 @@ def test_features_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) ->
     assert extractor.features(IMAGES[:0]).shape == (0, 192)
 
 
-def test_convolutions_are_whole_float32_while_features_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    extractor = inception.load({"dims": 64}, Source())
-    seen = []
-    whole = extractor.network.maps
-
-    def watched(x: Tensor, dims: int) -> Tensor:
-        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic))
-        return whole(x, dims)
-
-    monkeypatch.setattr(extractor.network, "maps", watched)
-    before = torch.backends.cudnn.allow_tf32
-    extractor.features(IMAGES[:1])
-    assert seen == [(False, True)] and torch.backends.cudnn.allow_tf32 == before
-
-
 def test_stand_in_weights_tell_images_apart() -> None:
     found = inception.load({"dims": 768}, Source()).features(IMAGES[:2])
     assert np.abs(found[0] - found[1]).max() > 1e-3 * spread(found)

@@ -50,7 +50,7 @@ def test_another_network_s_file_is_refused(judge: DeepLabV2Segmenter, tmp_path: 
     write_weights(judge.network.state_dict(), tmp_path / "five.pth")
     with pytest.raises(SisError, match=r"base\.aspp\.c0\.weight is \(5, 2048, 3, 3\) and should be \(6, 2048, 3, 3\)"):
         load({**SMALL, "classes": 6}, Source([tmp_path / "five.pth"]))
-    with pytest.raises(SisError, match="in one file, not in 2"):
+    with pytest.raises(SisError, match="one file of weights, found 2"):
         load(SMALL, Source([tmp_path / "five.pth"] * 2))
 
 
