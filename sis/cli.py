@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sis.cli_checkpoint import add_checkpoint_commands
 from sis.cli_eval import add_eval_command
 from sis.cli_judging import add_judging_commands, handed_over
 from sis.cli_pictures import add_picture_commands
 from sis.errors import SisError
 
 if TYPE_CHECKING:
+    from sis.methods.build import UsedFiles
     from sis.plan import RunSpec
 
 
@@ -54,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     _stage_commands(commands)
     _data_commands(commands)
     _artefact_commands(commands)
-    _checkpoint_commands(commands)
+    add_checkpoint_commands(commands)
     add_picture_commands(commands, _pictures)
     add_eval_command(commands)
     add_judging_commands(commands)
@@ -94,10 +96,20 @@ def _stage_commands(commands: _Commands) -> None:
     _run_arguments(train)
     text = "go on from a state of other code, another device or number of processes; recorded in the model's facts"
     train.add_argument("--resume-other", action="store_true", help=text)
+    encode = _command(commands, "encode", _encode, "encode the training split by a run's autoencoder")
+    _run_arguments(encode)
+    encode.add_argument("--model", type=Path, required=True, help="the trained autoencoder")
+    encode.add_argument("--mirrored", action="store_true", help="encode every mirrored picture too")
     prior = _command(commands, "prior", _prior, "stage 3: compute the prior of a run")
     _run_arguments(prior)
     sample = _command(commands, "sample", _sample, "stage 4: make the image set of a run")
     _run_arguments(sample)
+    sample.add_argument("--styles", type=Path, help="pairs of the train split, for methods with references")
+    for stage in (train, prior):
+        stage.add_argument("--latents", type=Path, help="the encoded training split, for methods that read one")
+    for stage in (train, sample):
+        text = "model of a role that the run names under `uses:`, once a role"
+        stage.add_argument("--uses", action="append", default=[], metavar="ROLE=MODEL", help=text)
     sample.add_argument("--model", type=Path, help="trained model, for methods that train")
     sample.add_argument("--prior", type=Path, help="prior, for methods that have one")
     sample.add_argument("--shards", type=int, default=0, help="cut into so many shards (default: by shard size)")
@@ -154,30 +166,6 @@ def _artefact_commands(commands: _Commands) -> None:
     bring.add_argument("--out", required=True, type=Path, help="folder of the image set (or its manifest)")
 
 
-def _checkpoint_commands(commands: _Commands) -> None:
-    text = "look into checkpoints of others, bring them in as models, write models back out"
-    checkpoint = commands.add_parser("checkpoint", help=text, description=text[0].upper() + text[1:] + ".")
-    actions = checkpoint.add_subparsers(title="actions", metavar="ACTION", required=True, help="what to do")
-
-    look = _command(actions, "inspect", _checkpoint_inspect, "tell what a file of weights is and which network it fits")
-    look.add_argument("file", type=Path, help="checkpoint (.pt, .safetensors), or a model of ours")
-
-    bring = _command(actions, "import", _checkpoint_import, "make the model of a run of somebody's checkpoint")
-    bring.add_argument("file", type=Path, help="checkpoint (.pt, .safetensors)")
-    bring.add_argument("--experiment", required=True, help="name or file of the experiment")
-    bring.add_argument("--dataset", required=True, help="dataset of the experiment")
-    bring.add_argument("--run", dest="run_name", required=True, help="run of the experiment (name, or id with hash)")
-    bring.add_argument(
-        "--weights", choices=["ema", "raw"], default="not stated", help="what they are; recorded, since no file tells"
-    )
-    bring.add_argument("--out", required=True, type=Path, help="the model's file (.safetensors)")
-
-    export = _command(actions, "export", _checkpoint_export, "write a model as a checkpoint of an upstream format")
-    export.add_argument("model", type=Path, help="model of ours")
-    export.add_argument("--format", required=True, help="upstream format, as `inspect` calls it")
-    export.add_argument("--out", required=True, type=Path, help="the checkpoint's file (.pt)")
-
-
 def _project_commands(commands: _Commands) -> None:
     listing = _command(commands, "list", _list, "list methods, datasets, experiments and protocols")
     listing.add_argument(
@@ -229,7 +217,32 @@ def _train(arguments: argparse.Namespace) -> None:
         with ranks.together():
             spec = _spec(arguments)
             device = prepare_device(device, spec.threads)
-        train_model(spec, arguments.pairs, arguments.out, device, ranks, arguments.resume_other)
+            used = _used(arguments)
+        train_model(spec, arguments.pairs, arguments.out, device, ranks, arguments.resume_other, used)
+
+
+def _used(arguments: argparse.Namespace) -> UsedFiles:
+    from sis.methods.build import UsedFiles
+
+    return UsedFiles(_roles(arguments), _folder(arguments.latents) if arguments.latents else None)
+
+
+def _roles(arguments: argparse.Namespace) -> dict[str, Path]:
+    """`--uses role=path` as a dictionary."""
+    pairs = [word.partition("=") for word in getattr(arguments, "uses", [])]
+    for role, _, path in pairs:
+        if not role or not path:
+            raise SisError(f"--uses {role!r} names no file", fix="write --uses ROLE=MODEL")
+    return {role: Path(path) for role, _, path in pairs}
+
+
+def _encode(arguments: argparse.Namespace) -> None:
+    from sis.device import prepare_device
+    from sis.training.encode import encode_split
+
+    spec = _spec(arguments)
+    device = prepare_device(arguments.device, spec.threads)
+    encode_split(spec, arguments.pairs, arguments.model, arguments.mirrored, _folder(arguments.out), device)
 
 
 def _prior(arguments: argparse.Namespace) -> None:
@@ -237,7 +250,8 @@ def _prior(arguments: argparse.Namespace) -> None:
     from sis.training.train import compute_prior
 
     spec = _spec(arguments)
-    compute_prior(spec, arguments.pairs, arguments.out, prepare_device(arguments.device, spec.threads))
+    device = prepare_device(arguments.device, spec.threads)
+    compute_prior(spec, arguments.pairs, arguments.out, device, _used(arguments))
 
 
 def _sample(arguments: argparse.Namespace) -> None:
@@ -256,6 +270,8 @@ def _sample(arguments: argparse.Namespace) -> None:
         device,
         arguments.shards,
         arguments.shard,
+        _roles(arguments),
+        arguments.styles,
     )
     sample_run(job)
 
@@ -327,35 +343,6 @@ def _import(arguments: argparse.Namespace) -> None:
         samples_per_map=arguments.samples,
     )
     import_folder(job)
-
-
-def _checkpoint_inspect(arguments: argparse.Namespace) -> None:
-    from sis.checkpoints.artefact import inspect
-
-    for name, value in inspect(arguments.file).items():
-        print(f"{name:15} {value}")  # noqa: T201
-
-
-def _checkpoint_import(arguments: argparse.Namespace) -> None:
-    import torch
-
-    from sis.checkpoints.artefact import Target, import_model
-    from sis.methods.build import build_method
-
-    spec = _spec(arguments)
-    with torch.device("meta"):  # shapes alone: every weight comes from the file
-        method = build_method(spec, "meta", None, None)
-    fit, width = method.fit_params.model_dump(), method.context.labels.width
-    target = Target(spec.method.name, spec.model_id, spec.dataset.name, fit, width)
-    import_model(arguments.file, arguments.weights, method.network, target, arguments.out)
-    print(f"wrote {arguments.out}")  # noqa: T201
-
-
-def _checkpoint_export(arguments: argparse.Namespace) -> None:
-    from sis.checkpoints.artefact import export_model
-
-    digest = export_model(arguments.model, arguments.format, arguments.out)
-    print(f"wrote {arguments.out} (sha256 {digest})")  # noqa: T201
 
 
 def _pictures(arguments: argparse.Namespace) -> None:

@@ -7,68 +7,29 @@ experiments. No torch is imported here: Snakemake builds the plan at every start
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from sis.config import files
-from sis.config.cards import DatasetCard
 from sis.config.experiment import Experiment, Run, Settings
 from sis.config.protocols import ProtocolCard
 from sis.data.manifest import stable_hash
 from sis.errors import SisError, did_you_mean
-from sis.methods.discovery import MethodInfo, methods
+from sis.methods.discovery import methods
+from sis.resolve import Resolver
+from sis.run_spec import RunSpec
 
-
-@dataclass(frozen=True)
-class RunSpec:
-    """One run of one method on one dataset: a future image set, or one that is `given` by its run id."""
-
-    dataset: DatasetCard
-    protocol: ProtocolCard
-    name: str
-    method: MethodInfo
-    title: str
-    fit: dict[str, Any]
-    sample: dict[str, Any]
-    seed: int
-    sample_seed: int
-    samples_per_map: int
-    batch_size: int
-    shard_size: int
-    threads: int
-    checkpoint: str = ""
-    checkpoint_weights: str = ""
-    given: str = ""
-    model_id: str = field(init=False)
-    prior_id: str = field(init=False)
-    run_id: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        # What a model is made of: everything that decides its weights on one machine.
-        base = [self.method.name, self.method.version, self.dataset.identity(), self.threads]
-        imported = [self.checkpoint, self.checkpoint_weights] if self.checkpoint else []
-        model = stable_hash([*base, self.fit, self.seed, *imported])
-        object.__setattr__(self, "model_id", f"{self.method.name}-{model}" if self.method.trains else "")
-        object.__setattr__(self, "prior_id", f"{self.method.name}-{model}" if self.method.has_prior else "")
-        how = [self.sample, self.sample_seed, self.samples_per_map, self.batch_size, self.protocol.split]
-        card = self.method.card.model_dump() if self.method.card else {}
-        made = f"{self.name}-{stable_hash([*base, model, how, card])}"
-        object.__setattr__(self, "run_id", self.given or made)
-
-    @property
-    def folder(self) -> str:
-        """Kind images: where the pictures of this dataset lie."""
-        return self.method.card.path.format(dataset=self.dataset.name) if self.method.card else ""
+__all__ = ["Plan", "RunSpec", "load_plan"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment's runs and the paths of all its artefacts."""
+    """An experiment's runs, the models that they use, and the paths of all artefacts."""
 
     settings: Settings
     experiment: Experiment
     runs: list[RunSpec]
+    parts: list[RunSpec]
 
     @property
     def root(self) -> str:
@@ -100,6 +61,9 @@ class Plan:
 
     def model(self, dataset: str, model_id: str) -> str:
         return f"{self.root}/models/{dataset}/{model_id}/model.safetensors"
+
+    def latents(self, dataset: str, latents_id: str) -> str:
+        return f"{self.root}/latents/{dataset}/{latents_id}/manifest.json"
 
     def prior(self, dataset: str, prior_id: str) -> str:
         return f"{self.root}/priors/{dataset}/{prior_id}/prior.safetensors"
@@ -150,6 +114,9 @@ class Plan:
             inputs["model"] = self.model(dataset, spec.model_id)
         if spec.prior_id:
             inputs["prior"] = self.prior(dataset, spec.prior_id)
+        if "references" in spec.method.needs:
+            inputs["styles"] = self.pairs(dataset, "train")
+        inputs |= self.used(spec, "sample")
         if spec.method.kind == "images" and spec.method.card is not None:
             inputs["folder"] = spec.folder
         return inputs
@@ -157,7 +124,45 @@ class Plan:
     def sampling_options(self, dataset: str, run_id: str) -> str:
         """The options of `sis sample` that only some methods need."""
         inputs = self.sampling_inputs(dataset, run_id)
-        return " ".join(f"--{name} {inputs[name]}" for name in ("model", "prior") if name in inputs)
+        own = [f"--{name} {inputs[name]}" for name in ("model", "prior", "styles") if name in inputs]
+        return " ".join([*own, *_uses_options(inputs)])
+
+    def used(self, spec: RunSpec, stage: str) -> dict[str, str]:
+        """The models of other methods that a stage, fit or sample, reads, each as `uses_<role>`."""
+        return {f"uses_{r}": self.model(s.dataset.name, s.model_id) for r, s in spec.used(stage).items()}
+
+    def training_inputs(self, dataset: str, model_id: str) -> dict[str, str]:
+        """What training a model reads beside the pairs."""
+        spec = self.of_model(dataset, model_id)
+        return self.used(spec, "fit") | self.latents_input(spec)
+
+    def latents_input(self, spec: RunSpec) -> dict[str, str]:
+        """The encoded training split, for methods that read one."""
+        return {"latents": self.latents(spec.dataset.name, spec.latents_id)} if spec.latents_id else {}
+
+    def training_options(self, dataset: str, model_id: str) -> str:
+        """The options of `sis train` that only some methods need."""
+        inputs = self.training_inputs(dataset, model_id)
+        own = [f"--latents {inputs['latents']}"] if "latents" in inputs else []
+        return " ".join([*own, *_uses_options(inputs)])
+
+    def prior_options(self, dataset: str, prior_id: str) -> str:
+        """The options of `sis prior` that only some methods need."""
+        inputs = self.latents_input(self.of_model(dataset, prior_id))
+        return f"--latents {inputs['latents']}" if inputs else ""
+
+    def encoder(self, dataset: str, latents_id: str) -> RunSpec:
+        """The autoencoder of an encoded training split."""
+        return self.of_model(dataset, latents_id.removesuffix("-mirrored"))
+
+    def latents_ids(self) -> list[str]:
+        """All encoded training splits."""
+        return sorted({s.latents_id for s in self.every} - {""})
+
+    @property
+    def every(self) -> list[RunSpec]:
+        """All runs and all models that they use."""
+        return [*self.runs, *self.parts]
 
     def command(self, spec: RunSpec) -> str:
         """The shell command that makes a run's image set again, once its inputs exist."""
@@ -196,12 +201,12 @@ class Plan:
 
     def spec(self, dataset: str, run: str) -> RunSpec:
         """The run called `run` (its name or its id) on a dataset."""
-        here = [s for s in self.runs if s.dataset.name == dataset]
+        here = [s for s in self.every if s.dataset.name == dataset]
         for spec in here:
             if run in (spec.name, spec.run_id):
                 return spec
         if not here:
-            known = sorted({s.dataset.name for s in self.runs})
+            known = sorted({s.dataset.name for s in self.every})
             raise SisError(
                 f"experiment {self.experiment.name} has no dataset {dataset!r}",
                 fix=did_you_mean(dataset, known),
@@ -213,11 +218,11 @@ class Plan:
 
     def of_model(self, dataset: str, model_id: str) -> RunSpec:
         """Any run that uses a model or a prior (all of them agree on how it is made)."""
-        return next(s for s in self.runs if s.dataset.name == dataset and model_id in (s.model_id, s.prior_id))
+        return next(s for s in self.every if s.dataset.name == dataset and model_id in (s.model_id, s.prior_id))
 
     def models(self, imported: bool) -> list[str]:
         """Ids of the models that are imported from somebody's file, or of those that are trained here."""
-        return sorted({s.model_id for s in self.runs if s.model_id and bool(s.checkpoint) == imported})
+        return sorted({s.model_id for s in self.every if s.model_id and bool(s.checkpoint) == imported})
 
     def checkpoint(self, dataset: str, model_id: str) -> str:
         """The file of weights that a model is imported from."""
@@ -259,7 +264,8 @@ class Plan:
 
     def artefacts(self) -> list[tuple[str, str]]:
         """(stage, path) of every artefact with a run record, in the order of the stages."""
-        models = {("train", self.model(s.dataset.name, s.model_id)) for s in self.runs if s.model_id}
+        models = {("train", self.model(s.dataset.name, s.model_id)) for s in self.every if s.model_id}
+        models |= {("train", self.latents(s.dataset.name, s.latents_id)) for s in self.every if s.latents_id}
         priors = {("prior", self.prior(s.dataset.name, s.prior_id)) for s in self.runs if s.prior_id}
         trained = {self.judge(s.protocol.name) for s in self.runs} - {""}
         judges = {("evaluate", self.segmenter(judge)) for judge in trained}
@@ -276,6 +282,11 @@ class Plan:
         ]
 
 
+def _uses_options(inputs: dict[str, str]) -> list[str]:
+    roles = [name for name in inputs if name.startswith("uses_")]
+    return [f"--uses {role.removeprefix('uses_')}={inputs[role]}" for role in roles]
+
+
 def load_plan(overrides: dict[str, Any] | None = None, experiment: str = "") -> Plan:
     """Read the settings and the experiment, and resolve every run.
 
@@ -289,45 +300,12 @@ def load_plan(overrides: dict[str, Any] | None = None, experiment: str = "") -> 
     runs = dict(chosen.runs)
     if chosen.rule_methods == "all":
         runs |= {n: Run(method=n) for n, m in known.items() if m.kind == "rule" and n not in runs}
-    specs = []
+    specs, parts = [], []
     for dataset, use in chosen.datasets.items():
         card, protocol = files.dataset_card(dataset), files.named("protocols", use.protocol, ProtocolCard)
         if protocol.dataset != dataset:
             raise SisError(f"protocol {protocol.name} judges {protocol.dataset}, not {dataset}", where=chosen.name)
-        for name, run in runs.items():
-            if not run.datasets or dataset in run.datasets:
-                specs.append(_spec(chosen, card, protocol, name, run, known))
-    return Plan(site, chosen, specs)
-
-
-def _spec(
-    chosen: Experiment,
-    card: DatasetCard,
-    protocol: ProtocolCard,
-    name: str,
-    run: Run,
-    known: dict[str, MethodInfo],
-) -> RunSpec:
-    if run.image_set:
-        known = {run.method: MethodInfo(run.method, "given", run.method, "contestant", Path())}
-    if run.method not in known:
-        where = f"config/experiments/{chosen.name}.yaml, run {name}"
-        raise SisError(f"no method called {run.method!r}", where=where, fix=did_you_mean(run.method, known))
-    method = known[run.method]
-    if method.needs_photographs and not card.splits[protocol.split].photographs:
-        raise SisError(
-            f"run {name!r} shows real photographs, {card.name}/{protocol.split} has none",
-            where=f"config/experiments/{chosen.name}.yaml",
-            fix="leave it out, or name the `datasets:` that it runs on",
-        )
-    if run.checkpoint and not method.trains:
-        raise SisError(
-            f"run {name!r} names a checkpoint, but method {method.name} has no model",
-            where=f"config/experiments/{chosen.name}.yaml",
-        )
-    samples = run.samples_per_map or (1 if method.deterministic else chosen.samples_per_map)
-    return RunSpec(
-        card, protocol, name, method, run.title or method.title, run.fit, run.sample, run.seed, chosen.sample_seed,
-        samples, chosen.batch_size, chosen.shard_size, chosen.threads, run.checkpoint, run.checkpoint_weights,
-        run.image_set,
-    )  # fmt: skip
+        here = Resolver(site, chosen, card, protocol, known, runs)
+        specs += [here.spec(name) for name, run in runs.items() if not run.datasets or dataset in run.datasets]
+        parts += [spec for name, spec in here.made.items() if name not in runs]
+    return Plan(site, chosen, specs, parts)

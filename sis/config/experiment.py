@@ -8,9 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sis.config.base import Name, StrictModel
-from sis.config.cards import Scalar
-
-Params = dict[str, Scalar | list[Scalar]]
+from sis.config.models import USES_TEXT, ModelEntry, Params, Uses
 
 
 class DatasetUse(StrictModel):
@@ -29,6 +27,8 @@ class Run(StrictModel):
     title: str = Field(default="", description="name in tables; empty: the method's own title")
     fit: Params = Field(default={}, description="training parameters that differ from the method's defaults")
     sample: Params = Field(default={}, description="sampling parameters that differ from the method's defaults")
+    prior: Params = Field(default={}, description="parameters of its prior that differ from the method's defaults")
+    uses: Uses = Field(default={}, description=USES_TEXT)
     seed: int = Field(default=0, ge=0, description="training seed")
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
         default=[],
@@ -61,6 +61,9 @@ class Experiment(StrictModel):
     title: str = Field(description="headline of its results page")
     description: str = Field(default="", description="what it shows, for the results page")
     datasets: dict[Name, DatasetUse] = Field(min_length=1, description="datasets and their protocols")
+    models: dict[Name, ModelEntry] = Field(
+        default={}, description="models that runs use: autoencoders, base models, text embeddings"
+    )
     runs: dict[Name, Run] = Field(min_length=1, description="the rows of the table")
     rule_methods: Literal["all", "none"] = Field(
         default="none", description="all: every file of workflow/rules/methods is a run too, by its stem"
@@ -105,6 +108,13 @@ class Experiment(StrictModel):
             alike = run.model_copy(update={"seed": facts.seed, "title": facts.title})
             if alike != facts:
                 raise ValueError(f"runs.{name} and runs.{other} share a group and differ in more than their seed")
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        twice = sorted(set(self.models) & set(self.runs))
+        if twice:
+            raise ValueError(f"models.{twice[0]} and runs.{twice[0]} share a name")
         return self
 
     @model_validator(mode="after")

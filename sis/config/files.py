@@ -40,9 +40,14 @@ def config_file(kind: str, name: str) -> Path:
     if not path.is_file() and kind in AD_HOC and (ad_hoc(kind) / path.name).is_file():
         return ad_hoc(kind) / path.name
     if not path.is_file():
-        known = [p.stem for p in folder.glob("*.yaml")]
+        known = names(kind)
         raise SisError(f"no {kind.rstrip('s')} called {name!r}", where=folder, fix=did_you_mean(name, known))
     return path
+
+
+def names(kind: str) -> list[str]:
+    """Every name of config/<kind>/."""
+    return sorted(path.stem for path in (project_root() / "config" / kind).glob("*.yaml"))
 
 
 def ad_hoc(kind: str) -> Path:

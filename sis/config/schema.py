@@ -15,6 +15,7 @@ from sis.config.cards import DatasetCard, MethodCard
 from sis.config.experiment import Experiment, Settings
 from sis.config.files import dataset_card, experiment, label_space, method_card, named, project_root, settings
 from sis.config.judges import SegmenterPreset
+from sis.config.models import BaseCard
 from sis.config.protocols import ProtocolCard
 from sis.data.atomic import write_text_atomic
 from sis.data.labels import LabelSpace
@@ -26,6 +27,7 @@ KINDS: dict[str, tuple[str, type[BaseModel]]] = {
     "experiment": ("config/experiments/<name>.yaml", Experiment),
     "dataset": ("config/datasets/<name>.yaml", DatasetCard),
     "labels": ("config/labels/<name>.yaml", LabelSpace),
+    "base": ("config/bases/<name>.yaml", BaseCard),
     "method": ("config/methods/<name>.yaml", MethodCard),
     "protocol": ("config/protocols/<name>.yaml", ProtocolCard),
     "segmenter": ("config/segmenters/<name>.yaml", SegmenterPreset),
@@ -70,6 +72,7 @@ def check_all() -> str:
         "labels": label_space,
         "protocols": lambda name: named("protocols", name, ProtocolCard),
         "segmenters": lambda name: named("segmenters", name, SegmenterPreset),
+        "bases": lambda name: named("bases", name, BaseCard),
         "methods": lambda name: method_card(config / "methods" / f"{name}.yaml"),
     }
     count = 1

@@ -20,6 +20,7 @@ VERSION = 1
 ARTEFACTS = (
     "pairs",
     "decoded",
+    "latents",
     "model",
     "training",
     "prior",

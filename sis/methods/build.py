@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from sis.config.files import label_space
 from sis.config.strict_yaml import validate
+from sis.data.latents import LatentSet
 from sis.data.pairs import PairSet
 from sis.data.tensors import load_tensors
 from sis.errors import SisError, first_of
@@ -21,8 +24,36 @@ if TYPE_CHECKING:
     from sis.plan import RunSpec
 
 
-def build_method(spec: RunSpec, device: str, pairs: PairSet | None, prior: dict[str, Tensor] | None) -> Method:
+@dataclass(frozen=True)
+class UsedFiles:
+    """What other stages made for a method: the model of each role whose weights are needed, the encoded split."""
+
+    models: Mapping[str, Path] = field(default_factory=dict)
+    latents: Path | None = None
+
+
+#: Of a method that works alone.
+NO_FILES = UsedFiles()
+
+
+def ready(spec: RunSpec, model: Path, used: UsedFiles, device: str) -> Method:
+    """The method of a run with its trained weights, frozen: what serves other methods."""
+    method = build_method(spec, device, None, None, used)
+    load_weights(method, model)
+    method.network.eval().requires_grad_(False)
+    return method
+
+
+def build_method(
+    spec: RunSpec,
+    device: str,
+    pairs: PairSet | None,
+    prior: dict[str, Tensor] | None,
+    used: UsedFiles = NO_FILES,
+) -> Method:
     """Make the method of a run; its network's initial weights follow from the training seed.
+
+    used: models of its roles; the network of a role that is not among them has shapes alone (device meta).
 
     Raises SisError for parameters that the method does not know, and for datasets that it cannot do.
     """
@@ -33,14 +64,37 @@ def build_method(spec: RunSpec, device: str, pairs: PairSet | None, prior: dict[
     fit = validate(chosen.FitParams, spec.fit, f"run {spec.name}, fit")
     sample = validate(chosen.SampleParams, spec.sample, f"run {spec.name}, sample")
     size = (spec.dataset.size[0], spec.dataset.size[1])
-    real = pairs if "pairs" in chosen.NEEDS else None
-    context = Context(spec.dataset, label_space(spec.dataset.labels), size, device, real, prior)
+    statistics = validate(chosen.PriorParams, spec.prior, f"run {spec.name}, prior")
+    real = pairs if spec.shows_photographs else None
+    uses = {role: _role(other, used.models.get(role), device) for role, other in spec.uses.items()}
+    latents = _latents(spec, used.latents, device)
+    context = Context(
+        spec.dataset, label_space(spec.dataset.labels), size, device, real, prior, uses, latents
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        method = chosen(context, fit, sample)
+        method = chosen(context, fit, sample, statistics)
     if method.network is not None:
         method.network.to(device)
     return method
+
+
+def _role(spec: RunSpec, model: Path | None, device: str) -> Method:
+    if model is not None:
+        return ready(spec, model, NO_FILES, device)
+    with torch.device("meta"):
+        return build_method(spec, "meta", None, None)
+
+
+def _latents(spec: RunSpec, folder: Path | None, device: str) -> LatentSet | None:
+    if folder is None:
+        return None
+    found = LatentSet.open(folder, device)
+    wanted = spec.uses[spec.method.latents].model_id
+    if found.autoencoder != wanted:
+        what = f"these latents are of the autoencoder {found.autoencoder}, the run uses {wanted}"
+        raise SisError(what, where=folder, fix="encode the split again")
+    return found
 
 
 def load_weights(method: Method, path: Path) -> None:

@@ -6,7 +6,8 @@ The harness supplies data, device, padded batches of fixed size, noise, checkpoi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sis.config.base import StrictModel
@@ -16,6 +17,7 @@ from sis.data.labels import LabelSpace
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sis.data.latents import LatentSet
     from sis.data.pairs import PairSet
     from sis.data.training_data import TrainingData
     from sis.diffusion.noise import Noise
@@ -27,11 +29,24 @@ class NoParams(StrictModel):
 
 
 @dataclass(frozen=True)
+class Use:
+    """What may fill a role beside a method, as an autoencoder: models of these methods.
+
+    weights: the stages that need the model's weights; in the others its network has shapes alone (device meta).
+    """
+
+    methods: tuple[str, ...]
+    weights: Literal["fit", "sample", "both"] = "both"
+
+
+@dataclass(frozen=True)
 class Context:
     """Where a method runs.
 
-    size: (height, width). pairs: the split's real photographs, only for methods whose NEEDS names "pairs".
-    prior: what the method's own `prior` returned, if it has one.
+    size: (height, width). pairs: the split's real photographs, only for methods whose NEEDS names "pairs" and for runs
+    that PHOTOGRAPHS_WHEN names. prior: what the method's own `prior` returned, if it has one. uses: the ready method of
+    each role that USES names, its network frozen. latents: the encoded training split, in `fit` and `prior` of methods
+    that name a role in LATENTS.
     """
 
     dataset: DatasetCard
@@ -40,6 +55,8 @@ class Context:
     device: str
     pairs: PairSet | None = None
     prior: dict[str, Tensor] | None = None
+    uses: Mapping[str, Method] = field(default_factory=dict)
+    latents: LatentSet | None = None
 
 
 @dataclass(frozen=True)
@@ -48,23 +65,43 @@ class MapBatch:
 
     labels: int64 `(b, h, w)`, channels 0..width-1 of the label space (void, if there is one, is the last).
     instances: int64 `(b, h, w)`, 0 for stuff; all 0 where the dataset has no instance maps.
+    references: uint8 `(b, 3, h, w)`, a photograph of the wanted style for each label map, from the train split; None
+    unless the method's NEEDS names "references".
     """
 
     image_ids: tuple[str, ...]
     sample_indices: tuple[int, ...]
     labels: Tensor
     instances: Tensor
+    references: Tensor | None = None
 
 
 class Method:
-    """Base of all Python methods. A subclass implements `sample`; `fit`, `prior` and `skip` where it needs them."""
+    """Base of all Python methods. A subclass implements `sample`; `fit`, `prior` and `skip` where it needs them.
+
+    A method without `sample` makes a part of others: its models are used by them and never judged. The workflow reads
+    the class variables below from the source, so they are written as literals.
+    """
 
     #: "control" for rows that calibrate the metrics; controls are shown, never ranked.
     ROLE: ClassVar[Literal["contestant", "control"]] = "contestant"
     #: Raised whenever the same parameters would give other images.
     VERSION: ClassVar[int] = 1
-    #: What it reads besides label maps: nothing, or ("pairs",) for controls that show real photographs.
+    #: What it reads besides label maps: nothing, ("pairs",) for controls that show real photographs, or ("references",)
+    #: for a photograph of the wanted style.
     NEEDS: ClassVar[tuple[str, ...]] = ()
+    #: Sampling parameters that turn a run into a control that shows real photographs: {parameter: values}.
+    PHOTOGRAPHS_WHEN: ClassVar[dict[str, tuple[str, ...]]] = {}
+    #: The models that it works with, by role; a run names them under `uses:`.
+    USES: ClassVar[dict[str, Use]] = {}
+    #: The role whose first stage encodes the training split beforehand (`Context.latents`); empty: none.
+    LATENTS: ClassVar[str] = ""
+    #: Whether mirrored photographs are encoded too.
+    MIRRORED: ClassVar[bool] = False
+    #: Whether the prior follows from the latents and its own parameters alone, so that all trainings share it.
+    PRIOR_OF_LATENTS: ClassVar[bool] = False
+    #: How a reference photograph enters.
+    REFERENCE: ClassVar[Literal["none", "global", "regional", "latent_start"]] = "none"
     #: True when every sample of a label map is the same image.
     DETERMINISTIC: ClassVar[bool] = False
 
@@ -72,17 +109,23 @@ class Method:
     FitParams: ClassVar[type[StrictModel]] = NoParams
     #: Parameters of sampling alone. Pictures of the training are drawn with fewer `steps`, where there are such.
     SampleParams: ClassVar[type[StrictModel]] = NoParams
+    #: Parameters of `prior`.
+    PriorParams: ClassVar[type[StrictModel]] = NoParams
 
     #: Small parameters with which `sis check` runs the method on tiny data.
     EXAMPLE_FIT: ClassVar[dict[str, Any]] = {}
     EXAMPLE_SAMPLE: ClassVar[dict[str, Any]] = {}
+    EXAMPLE_PRIOR: ClassVar[dict[str, Any]] = {}
+    #: And small models for its roles: {role: {"method": name, "fit": {...}, "uses": {role: the same}}}.
+    EXAMPLE_USES: ClassVar[dict[str, Any]] = {}
 
     #: The trained network, a torch.nn.Module or None; the harness saves its averaged weights and loads them again.
     network: Any = None
 
-    def __init__(self, context: Context, fit: Any, sample: Any) -> None:
+    def __init__(self, context: Context, fit: Any, sample: Any, prior: Any = None) -> None:
         """Keep the context and the validated parameters; `build` makes the network."""
         self.context, self.fit_params, self.sample_params = context, fit, sample
+        self.prior_params = self.PriorParams() if prior is None else prior
         self.build()
 
     def build(self) -> None:

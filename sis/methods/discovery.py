@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import ast
 import importlib
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sis.config.cards import MethodCard
 from sis.config.files import method_card, project_root
 from sis.errors import SisError, did_you_mean
-from sis.methods.contract import Method
+from sis.methods.contract import Method, Use
 
 _NOT_METHODS = {"__init__", "contract", "discovery", "build"}
 
@@ -30,12 +31,33 @@ class MethodInfo:
     title: str
     role: str
     path: Path
+    makes_images: bool = True
     trains: bool = False
     has_prior: bool = False
     deterministic: bool = False
-    needs_photographs: bool = False
+    needs: tuple[str, ...] = ()
+    photographs_when: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    uses: dict[str, Use] = field(default_factory=dict)
+    latents: str = ""
+    mirrored: bool = False
+    prior_of_latents: bool = False
+    reference: str = "none"
     version: int = 1
     card: MethodCard | None = None
+
+    @property
+    def is_part(self) -> bool:
+        """Whether its models only serve other methods."""
+        return not self.makes_images
+
+    @property
+    def needs_photographs(self) -> bool:
+        """Whether every run of it shows the real photographs of the split that is judged."""
+        return "pairs" in self.needs
+
+    def shows_photographs(self, sample: Mapping[str, object]) -> bool:
+        """Whether a run with these sampling parameters does."""
+        return self.needs_photographs or any(sample.get(k) in v for k, v in self.photographs_when.items())
 
 
 def methods() -> dict[str, MethodInfo]:
@@ -96,10 +118,17 @@ def _describe(path: Path) -> MethodInfo:
         title,
         str(facts.get("ROLE", Method.ROLE)),
         path,
+        makes_images="sample" in defined,
         trains="fit" in defined,
         has_prior="prior" in defined,
         deterministic=bool(facts.get("DETERMINISTIC", False)),
-        needs_photographs="pairs" in facts.get("NEEDS", Method.NEEDS),
+        needs=tuple(facts.get("NEEDS", Method.NEEDS)),
+        photographs_when=dict(facts.get("PHOTOGRAPHS_WHEN", Method.PHOTOGRAPHS_WHEN)),
+        uses=_uses(body, path),
+        latents=str(facts.get("LATENTS", Method.LATENTS)),
+        mirrored=bool(facts.get("MIRRORED", Method.MIRRORED)),
+        prior_of_latents=bool(facts.get("PRIOR_OF_LATENTS", Method.PRIOR_OF_LATENTS)),
+        reference=str(facts.get("REFERENCE", Method.REFERENCE)),
         version=int(facts.get("VERSION", Method.VERSION)),
     )
 
@@ -113,13 +142,33 @@ def _docstring_only(path: Path) -> ast.Module:
 
 def _literals(body: list[ast.stmt]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
+    for name, value in _assigned(body):
+        if isinstance(value, ast.Constant | ast.Tuple | ast.Dict):
+            with suppress(ValueError):  # not made of literals: no fact of the harness
+                facts[name] = ast.literal_eval(value)
+    return facts
+
+
+def _uses(body: list[ast.stmt], path: Path) -> dict[str, Use]:
+    """`USES = {"role": Use(("method",), weights="fit")}` as it is written; raises SisError for anything else."""
+    written = next((value for name, value in _assigned(body) if name == "USES"), None)
+    if not isinstance(written, ast.Dict):
+        return {}
+    found: dict[str, Use] = {}
+    for key, call in zip(written.keys, written.values, strict=True):
+        if key is None or not isinstance(call, ast.Call):
+            raise SisError("USES is no literal", where=path, fix='write it as {"role": Use(("method",))}')
+        words = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        found[ast.literal_eval(key)] = Use(*(ast.literal_eval(a) for a in call.args), **words)
+    return found
+
+
+def _assigned(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr | None]]:
+    """Every `name = value` of a class body."""
     for node in body:
         targets = (
             node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
         )
-        value = getattr(node, "value", None)
         for target in targets:
-            if isinstance(target, ast.Name) and isinstance(value, ast.Constant | ast.Tuple):
-                with suppress(ValueError):  # not made of literals: no fact of the harness
-                    facts[target.id] = ast.literal_eval(value)
-    return facts
+            if isinstance(target, ast.Name):
+                yield target.id, getattr(node, "value", None)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from sis.data.pairs import PairSet
 from sis.data.provenance import RunRecord, device_name
 from sis.data.tensors import load_tensors
 from sis.errors import SisError
-from sis.methods.build import build_method, load_weights
+from sis.methods.build import UsedFiles, build_method, load_weights
 from sis.plan import RunSpec
 from sis.progress import Progress
 from sis.sampling.copies import find_copies, photographs, shard_hashes
@@ -30,7 +30,7 @@ class SampleJob:
     """What to sample and where everything lies.
 
     shards: number of equal shards, 0 for shards of the experiment's size. only: index of the one shard to make, -1
-    for all.
+    for all. uses: the models of other methods, by role. styles: pairs that reference photographs come from.
     """
 
     spec: RunSpec
@@ -41,6 +41,8 @@ class SampleJob:
     device: str = "cpu"
     shards: int = 0
     only: int = -1
+    uses: dict[str, Path] = field(default_factory=dict)
+    styles: Path | None = None
 
 
 def sample_run(job: SampleJob) -> Manifest | None:
@@ -52,7 +54,9 @@ def sample_run(job: SampleJob) -> Manifest | None:
     _check_pairs(spec, pairs)
     run = RunRecord.start(seeds={"training": spec.seed, "sampling": spec.sample_seed}, device=job.device)
     keys = all_keys(pairs.ids, spec.samples_per_map)
-    inputs = [_digest(path) for path in (job.pairs, job.model, job.prior)]
+    others = {f"uses {role}": path for role, path in sorted(job.uses.items())}
+    others |= {"styles": job.styles} if job.styles else {}
+    inputs = [_digest(path) for path in (job.pairs, job.model, job.prior, *others.values())]
     # The device is part of what fixes the bits, so shards of another device are not continued.
     key = stable_hash([spec.run_id, inputs, device_name(job.device)], 16)
     parts = cut(keys, spec.shard_size, job.shards, key)
@@ -78,13 +82,23 @@ def _maker(job: SampleJob, pairs: PairSet, keys: list[Key], asked: list[Key]) ->
         return command_maker(card, pairs, job.out / "work" / "command", spec.sample_seed)
     if spec.method.kind != "python":
         raise SisError(f"method {spec.method.name} has a rule of its own", where=spec.method.path, fix="run that rule")
+    _refuse_missing(job)
     prior = load_tensors(job.prior, "prior")[0] if job.prior else None
-    method = build_method(spec, job.device, pairs, prior)
+    method = build_method(spec, job.device, pairs, prior, UsedFiles(job.uses))
     if spec.method.trains:
         if job.model is None:
             raise SisError(f"method {spec.method.name} needs a trained model", fix="give --model")
         load_weights(method, job.model)
-    return batch_maker(method, pairs, spec.batch_size, spec.sample_seed, job.device)
+    styles = PairSet.open(job.styles) if job.styles else None
+    return batch_maker(method, pairs, spec.batch_size, spec.sample_seed, job.device, styles)
+
+
+def _refuse_missing(job: SampleJob) -> None:
+    for role, other in job.spec.used("sample").items():
+        if role not in job.uses:
+            raise SisError(f"run {job.spec.name} uses the {role} {other.name}", fix=f"give --uses {role}=MODEL")
+    if "references" in job.spec.method.needs and job.styles is None:
+        raise SisError(f"method {job.spec.method.name} needs reference photographs", fix="give --styles PAIRS")
 
 
 def _never(keys: list[Key]) -> NDArray[np.uint8]:
@@ -102,7 +116,7 @@ def _finish(job: SampleJob, pairs: PairSet, parts: list[Cut], run: RunRecord) ->
         method=spec.method.name,
         title=spec.title,
         kind=spec.method.kind,  # pyright: ignore[reportArgumentType]
-        role=spec.method.role,  # pyright: ignore[reportArgumentType]
+        role=spec.role,  # pyright: ignore[reportArgumentType]
         labels=pairs.labels.name,
         size=list(pairs.size),
         samples_per_map=spec.samples_per_map,
@@ -116,7 +130,7 @@ def _finish(job: SampleJob, pairs: PairSet, parts: list[Cut], run: RunRecord) ->
     extra = {"fit": spec.fit, "sample": spec.sample, "pairs_digest": pairs.manifest.digest}
     if spec.method.kind in ("images", "command"):
         copies = find_copies(shard_hashes([job.out / p.name for p in parts]), photographs(pairs), None)
-        if spec.method.role != "control":
+        if spec.role != "control":
             copies.refuse(job.out)
         extra |= copies.recorded()
     return finish_image_set(job.out, [p.name for p in parts], meta, run, extra)

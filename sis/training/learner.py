@@ -47,9 +47,8 @@ class Learner:
         if hasattr(network, "checkpointing"):
             network.checkpointing = recipe.checkpointing  # type: ignore[assignment]
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
-        self.optimiser = torch.optim.AdamW(
-            network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
+        trained = [p for p in network.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.precision = Precision(recipe.precision, device)
         self._skipped = 0
 

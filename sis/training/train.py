@@ -16,7 +16,7 @@ from sis.data.provenance import RunRecord, device_name
 from sis.data.tensors import save_tensors
 from sis.data.training_data import TrainingData
 from sis.errors import SisError
-from sis.methods.build import build_method
+from sis.methods.build import NO_FILES, UsedFiles, build_method
 from sis.methods.contract import Method
 from sis.plan import RunSpec
 from sis.training import log as training_log
@@ -34,6 +34,7 @@ def train_model(
     device: str,
     ranks: Ranks = ALONE,
     resume_other: bool = False,
+    used: UsedFiles = NO_FILES,
 ) -> Manifest | None:
     """Train the model of a run; `out` is its final safetensors, states live in `work/` beside it until then.
 
@@ -42,6 +43,7 @@ def train_model(
     Args:
         ranks: the processes that train it together, each of which calls this; the first one writes.
         resume_other: go on from a state of other code, another device or number of processes.
+        used: the models that the method works with, and the encoded split.
 
     Returns:
         Its manifest; None in all processes but the first.
@@ -51,7 +53,8 @@ def train_model(
         if not spec.method.trains:
             raise SisError(f"method {spec.method.name} does not train")
         pairs = _training_pairs(spec, pairs_folder)
-        key, made_of = _identity(spec, pairs, device, ranks)
+        _refuse_missing(spec, used, spec.used("fit"))
+        key, made_of = _identity(spec, pairs, device, ranks, used)
     ranks.agree({name: made_of[name] for name in ("model", "data", "code")})
     finished = _finished(out, key) if ranks.first else None
     if ranks.share(finished is not None):
@@ -59,7 +62,7 @@ def train_model(
             _tidy(out)
         return finished
     with ranks.together():
-        method = build_method(spec, device, None, None)
+        method = build_method(spec, device, None, None, used)
         sampler, data = preview_sampler(spec, method, pairs, device), _data(pairs, pairs_folder)
     config = _config(spec, method, pairs)
     training = TrainingRun(
@@ -70,12 +73,27 @@ def train_model(
     return _publish(method, training, config | {"key": key}, out, run) if ranks.first else None
 
 
-def _identity(spec: RunSpec, pairs: PairSet, device: str, ranks: Ranks) -> tuple[str, dict[str, str]]:
+def _refuse_missing(spec: RunSpec, used: UsedFiles, roles: dict[str, RunSpec]) -> None:
+    for role, other in roles.items():
+        if role not in used.models:
+            raise SisError(f"{spec.name} uses the {role} {other.name}", fix=f"give --uses {role}=MODEL")
+    if spec.latents_id and used.latents is None:
+        raise SisError(f"{spec.method.name} reads encoded pictures", fix="give --latents, what `sis encode` made")
+
+
+def _digests(used: UsedFiles) -> list[str]:
+    """What is inside the files of other stages."""
+    files = [path for _, path in sorted(used.models.items())] + ([used.latents] if used.latents else [])
+    return [read_manifest(path, verify=False).digest for path in files]
+
+
+def _identity(spec: RunSpec, pairs: PairSet, device: str, ranks: Ranks, used: UsedFiles) -> tuple[str, dict[str, str]]:
     """The key of the finished model, and what a resumable state is made of."""
     several = [ranks.count] if ranks.count > 1 else []
+    others = _digests(used)
     kind = torch.device(device).type
     # Several processes have a device each.
-    key = stable_hash([spec.model_id, pairs.manifest.digest, kind if several else device, *several], 16)
+    key = stable_hash([spec.model_id, pairs.manifest.digest, kind if several else device, *several, *others], 16)
     made_of = {
         "model": spec.model_id,
         "data": stable_hash(pairs.manifest.files, 16),
@@ -83,7 +101,7 @@ def _identity(spec: RunSpec, pairs: PairSet, device: str, ranks: Ranks) -> tuple
         "device": " ".join([kind, *device_name(device).split()[1:]]),
         "processes": str(ranks.count),
     }
-    return key, made_of
+    return key, made_of | ({"uses": stable_hash(others, 16)} if others else {})
 
 
 def _config(spec: RunSpec, method: Method, pairs: PairSet) -> dict:
@@ -143,13 +161,20 @@ def _finished(out: Path, key: str) -> Manifest | None:
     return manifest if manifest.meta.get("key") == key else None
 
 
-def compute_prior(spec: RunSpec, pairs_folder: Path, out: Path, device: str) -> Manifest:
-    """Compute the prior of a run from the training pairs."""
+def compute_prior(
+    spec: RunSpec,
+    pairs_folder: Path,
+    out: Path,
+    device: str,
+    used: UsedFiles = NO_FILES,
+) -> Manifest:
+    """Compute the prior of a run from the training pairs, or from what an autoencoder made of them."""
     if not spec.method.has_prior:
         raise SisError(f"method {spec.method.name} has no prior")
     run = RunRecord.start(device=device)
     pairs = _training_pairs(spec, pairs_folder)
-    method = build_method(spec, device, None, None)
+    _refuse_missing(spec, used, {})
+    method = build_method(spec, device, None, None, used)
     tensors = method.prior(_data(pairs, pairs_folder))
     facts = {
         "method": spec.method.name,
@@ -157,6 +182,8 @@ def compute_prior(spec: RunSpec, pairs_folder: Path, out: Path, device: str) -> 
         "dataset": spec.dataset.name,
         "count": len(pairs),
     }
+    if spec.latents_id:
+        facts |= {"latents": spec.latents_id, "prior": method.prior_params.model_dump()}
     save_tensors(tensors, out, "prior", facts, run)
     return read_manifest(out, "prior")
 

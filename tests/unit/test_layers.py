@@ -7,7 +7,7 @@ The rule that is enforced (imports inside functions count, imports under `if TYP
                 (among the last two only: sis.data.labels and manifest are words of the cards)
     mathematics sis.nets, sis.diffusion, sis.priors                    may import the ground and each other
     contract    sis.methods.contract, sis.methods.discovery            ... the ground and mathematics
-    plan        sis.plan                                               ... the ground and the contract
+    plan        sis.plan, sis.run_spec, sis.resolve                    ... the ground and the contract
     checkpoints sis.checkpoints                                        ... the ground and mathematics
     methods     every other file of sis.methods                        ... the ground, mathematics, contract and
                                                                        checkpoints; never another method
@@ -33,7 +33,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "ground": ("sis.errors", "sis.progress", "sis.device", "sis.torchvision_ops", "sis.config", "sis.data"),
     "mathematics": ("sis.nets", "sis.diffusion", "sis.priors"),
     "contract": ("sis.methods.contract", "sis.methods.discovery"),
-    "plan": ("sis.plan",),
+    "plan": ("sis.plan", "sis.run_spec", "sis.resolve"),
     "checkpoints": ("sis.checkpoints",),
     "methods": ("sis.methods",),
     "training": ("sis.training",),
@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "ground": {"ground"},
     "mathematics": {"ground", "mathematics"},
     "contract": {"ground", "mathematics", "contract"},
-    "plan": {"ground", "contract"},
+    "plan": {"ground", "contract", "plan"},
     "checkpoints": {"ground", "mathematics", "checkpoints"},
     "methods": {"ground", "mathematics", "contract", "checkpoints", "methods"},
     "training": {*_BELOW_STAGES, "training"},

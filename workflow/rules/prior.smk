@@ -1,5 +1,10 @@
 rule prior:
     input:
+        unpack(
+            lambda wildcards: plan.latents_input(
+                plan.of_model(wildcards.dataset, wildcards.prior)
+            )
+        ),
         pairs=plan.pairs("{dataset}", "train"),
     output:
         prior=plan.prior("{dataset}", "{prior}"),
@@ -14,6 +19,8 @@ rule prior:
         experiment=plan.experiment.name,
         run=lambda wildcards: plan.of_model(wildcards.dataset, wildcards.prior).name,
         device=plan.settings.device,
+    params:
+        options=lambda wildcards: plan.prior_options(wildcards.dataset, wildcards.prior),
     shell:
         "sis prior --experiment {resources.experiment} --dataset {wildcards.dataset} --run {resources.run}"
-        " --pairs {input.pairs} --device {resources.device} --out {output.prior} 2>&1 | tee {log}"
+        " --pairs {input.pairs} {params.options} --device {resources.device} --out {output.prior} 2>&1 | tee {log}"

@@ -1,5 +1,8 @@
 rule train:
     input:
+        unpack(
+            lambda wildcards: plan.training_inputs(wildcards.dataset, wildcards.model)
+        ),
         pairs=plan.pairs("{dataset}", "train"),
         # Nothing is trained on a dataset whose splits overlap.
         card=plan.dataset_card("{dataset}"),
@@ -18,9 +21,13 @@ rule train:
         experiment=plan.experiment.name,
         run=lambda wildcards: plan.of_model(wildcards.dataset, wildcards.model).name,
         device=plan.settings.device,
+    params:
+        options=lambda wildcards: plan.training_options(
+            wildcards.dataset, wildcards.model
+        ),
     shell:
         "sis train --experiment {resources.experiment} --dataset {wildcards.dataset} --run {resources.run}"
-        " --pairs {input.pairs} --device {resources.device} --out {output.model} 2>&1 | tee {log}"
+        " --pairs {input.pairs} {params.options} --device {resources.device} --out {output.model} 2>&1 | tee {log}"
 
 
 # A run whose weights somebody else trained: `checkpoint:` names their file.
@@ -46,3 +53,37 @@ rule import_checkpoint:
     shell:
         "sis checkpoint import {input.file:q} --experiment {resources.experiment} --dataset {wildcards.dataset}"
         " --run {resources.run} {params.weights} --out {output.model} 2>&1 | tee {log}"
+
+
+# What latent methods train on: the training split, encoded once by an autoencoder.
+rule encode:
+    input:
+        pairs=plan.pairs("{dataset}", "train"),
+        model=lambda wildcards: plan.model(
+            wildcards.dataset,
+            plan.encoder(wildcards.dataset, wildcards.latents).model_id,
+        ),
+    output:
+        manifest=plan.latents("{dataset}", "{latents}"),
+    log:
+        "logs/encode/{dataset}.{latents}.log",
+    wildcard_constraints:
+        latents=plan.pattern(plan.latents_ids()),
+    conda:
+        "../envs/sis.yaml"
+    threads: plan.experiment.threads
+    resources:
+        # Who asks and where a job runs are no parameters: another experiment with the same latents, or another device, must
+        # not invalidate finished work.
+        experiment=plan.experiment.name,
+        run=lambda wildcards: plan.encoder(wildcards.dataset, wildcards.latents).name,
+        device=plan.settings.device,
+    params:
+        out=subpath(output.manifest, parent=True),
+        mirrored=lambda wildcards: (
+            "--mirrored" if wildcards.latents.endswith("-mirrored") else ""
+        ),
+    shell:
+        "sis encode --experiment {resources.experiment} --dataset {wildcards.dataset} --run {resources.run}"
+        " --pairs {input.pairs} --model {input.model} {params.mirrored} --device {resources.device}"
+        " --out {params.out} 2>&1 | tee {log}"
