@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sis.cli_checkpoint import add_checkpoint_commands
+from sis.cli_checkpoint import add_average_command, add_checkpoint_commands
 from sis.cli_eval import add_eval_command
 from sis.cli_judging import add_judging_commands, handed_over
 from sis.cli_pictures import add_picture_commands
@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     _data_commands(commands)
     _artefact_commands(commands)
     add_checkpoint_commands(commands)
+    add_average_command(commands)
     add_picture_commands(commands, _pictures)
     add_eval_command(commands)
     add_judging_commands(commands)

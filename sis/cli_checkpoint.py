@@ -34,6 +34,26 @@ def add_checkpoint_commands(commands: _Commands) -> None:
     export.add_argument("--out", required=True, type=Path, help="the checkpoint's file (.pt)")
 
 
+def add_average_command(commands: _Commands) -> None:
+    """`sis average`."""
+    average = _command(commands, "average", _average, "make a run's model: the mean of the best of some")
+    average.add_argument("--experiment", required=True, help="name or file of the experiment")
+    average.add_argument("--dataset", required=True, help="dataset of the experiment")
+    average.add_argument("--run", dest="run_name", required=True, help="the run with `ensemble:` (name, or id)")
+    average.add_argument("--scores", nargs="+", type=Path, required=True, help="score table of each member, in order")
+    average.add_argument("--models", nargs="+", type=Path, required=True, help="model of each member, in order")
+    average.add_argument("--out", required=True, type=Path, help="the model's file (.safetensors)")
+
+
+def _average(arguments: argparse.Namespace) -> None:
+    from sis.plan import load_plan
+    from sis.training.ensemble import average_best
+
+    spec = load_plan(experiment=arguments.experiment).spec(arguments.dataset, arguments.run_name)
+    made = average_best(spec, arguments.scores, arguments.models, arguments.out)
+    print(f"wrote {arguments.out}: the mean of {' and '.join(made.meta['ensemble']['chosen'])}")  # noqa: T201
+
+
 def _command(commands: _Commands, name: str, function: object, text: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.set_defaults(run=function)

@@ -8,6 +8,7 @@ experiments. No torch is imported here: Snakemake builds the plan at every start
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sis.config import files
@@ -17,7 +18,7 @@ from sis.data.manifest import stable_hash
 from sis.errors import SisError, did_you_mean
 from sis.methods.discovery import methods
 from sis.resolve import Resolver
-from sis.run_spec import RunSpec
+from sis.run_spec import RunSpec, kept_path
 
 __all__ = ["Plan", "RunSpec", "load_plan"]
 
@@ -124,6 +125,8 @@ class Plan:
     def sampling_options(self, dataset: str, run_id: str) -> str:
         """The options of `sis sample` that only some methods need."""
         inputs = self.sampling_inputs(dataset, run_id)
+        if "model" in inputs:
+            inputs["model"] = _at_step(inputs["model"], self.spec(dataset, run_id))
         own = [f"--{name} {inputs[name]}" for name in ("model", "prior", "styles") if name in inputs]
         return " ".join([*own, *_uses_options(inputs)])
 
@@ -222,7 +225,26 @@ class Plan:
 
     def models(self, imported: bool) -> list[str]:
         """Ids of the models that are imported from somebody's file, or of those that are trained here."""
-        return sorted({s.model_id for s in self.every if s.model_id and bool(s.checkpoint) == imported})
+        own = [s for s in self.every if s.model_id and not s.ensemble]
+        return sorted({s.model_id for s in own if bool(s.checkpoint) == imported})
+
+    def ensembles(self) -> list[str]:
+        """Ids of the models that are means of others."""
+        return sorted({s.model_id for s in self.every if s.ensemble})
+
+    def ensemble_inputs(self, dataset: str, model_id: str) -> dict[str, list[str]]:
+        """Scores and models of the members of an ensemble, in their order."""
+        ensemble = self.of_model(dataset, model_id).ensemble
+        members = ensemble.members if ensemble else ()
+        scores = [self.scores(dataset, m.run_id, m.protocol.name) for m in members]
+        return {"scores": scores, "models": [self.model(dataset, m.model_id) for m in members]}
+
+    def ensemble_options(self, dataset: str, model_id: str) -> str:
+        """The options of `sis average`; a member's model may be one that its training kept on the way."""
+        inputs, ensemble = self.ensemble_inputs(dataset, model_id), self.of_model(dataset, model_id).ensemble
+        members = ensemble.members if ensemble else ()
+        models = [_at_step(path, m) for path, m in zip(inputs["models"], members, strict=True)]
+        return f"--scores {' '.join(inputs['scores'])} --models {' '.join(models)}"
 
     def checkpoint(self, dataset: str, model_id: str) -> str:
         """The file of weights that a model is imported from."""
@@ -280,6 +302,11 @@ class Plan:
             *judged,
             *[("evaluate", p) for p in self.all_scores()],
         ]
+
+
+def _at_step(model: str, spec: RunSpec) -> str:
+    """The file that a run samples from: its model, or the weights that the training kept at a step."""
+    return str(kept_path(Path(model), spec.at_step)) if spec.at_step else model
 
 
 def _uses_options(inputs: dict[str, str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from sis.config import files
 from sis.config.cards import DatasetCard
@@ -13,7 +14,9 @@ from sis.config.models import BaseCard, ModelEntry
 from sis.config.protocols import ProtocolCard
 from sis.errors import SisError, did_you_mean
 from sis.methods.discovery import MethodInfo
-from sis.run_spec import RunSpec
+from sis.run_spec import Ensemble, RunSpec
+
+_Entry = TypeVar("_Entry", Run, ModelEntry)
 
 
 @dataclass
@@ -37,20 +40,30 @@ class Resolver:
             method = self._method(name, entry)
             self._refuse_what_cannot_be(name, entry, method)
             uses = {role: self.spec(other, (*asked_by, name)) for role, other in entry.uses.items()}
-            self._refuse_other_uses(name, method, uses)
+            if not (isinstance(entry, Run) and entry.ensemble):
+                self._refuse_other_uses(name, method, uses)
             self.made[name] = self._made(name, entry, method, uses)
         return self.made[name]
 
     def _entry(self, name: str) -> Run | ModelEntry:
         if name in self.runs:
-            return self.runs[name]
+            run = self.runs[name]
+            return self._changed(self._changed(run, run.group), name)
         if name in self.experiment.models:
-            return self.experiment.models[name]
+            return self._changed(self.experiment.models[name], name)
         known = [*self.runs, *self.experiment.models, *files.names("bases")]
         if name not in known:
             raise self._refusal(f"nothing is called {name!r}", did_you_mean(name, known))
         base = files.named("bases", name, BaseCard)
         return base.model_copy(update={"checkpoint": f"{self.settings.weights.rstrip('/')}/{base.checkpoint}"})
+
+    def _changed(self, entry: _Entry, name: str) -> _Entry:
+        """The entry with what this dataset's `changes:` say of a name."""
+        change = self.experiment.datasets[self.card.name].changes.get(name)
+        if change is None:
+            return entry
+        parts = {key: {**getattr(entry, key, {}), **value} for key, value in change if value}
+        return entry.model_validate({**entry.model_dump(exclude_unset=True), **parts})
 
     def _method(self, name: str, entry: Run | ModelEntry) -> MethodInfo:
         if isinstance(entry, Run) and entry.image_set:
@@ -65,12 +78,35 @@ class Resolver:
         self, name: str, entry: Run | ModelEntry, method: MethodInfo, uses: dict[str, RunSpec]
     ) -> RunSpec:  # fmt: skip
         chosen, run = self.experiment, entry if isinstance(entry, Run) else Run(method=entry.method)
-        samples = run.samples_per_map or (1 if method.deterministic else chosen.samples_per_map)
+        ensemble, fit = self._ensemble(name, run), entry.fit
+        if ensemble:  # the network is that of its members
+            fit, uses = ensemble.members[0].fit, ensemble.members[0].uses
+        asked = chosen.datasets[self.card.name].samples_per_map or chosen.samples_per_map
+        samples = run.samples_per_map or (1 if method.deterministic else asked)
         return RunSpec(
-            self.card, self.protocol, name, method, entry.title or method.title, entry.fit, run.sample, entry.seed,
+            self.card, self.protocol, name, method, entry.title or method.title, fit, run.sample, entry.seed,
             chosen.sample_seed, samples, chosen.batch_size, chosen.shard_size, chosen.threads, entry.checkpoint,
-            entry.checkpoint_weights, run.image_set, run.prior, uses,
+            entry.checkpoint_weights, run.image_set, run.prior, uses, run.at_step, ensemble,
         )  # fmt: skip
+
+    def _ensemble(self, name: str, run: Run) -> Ensemble | None:
+        card = run.ensemble
+        if card is None:
+            return None
+        unknown = [member for member in card.members if member not in self.runs]
+        if unknown:
+            raise self._refusal(f"run {name!r}: no run {unknown[0]!r}", did_you_mean(unknown[0], self.runs))
+        if card.best > len(card.members):
+            raise self._refusal(f"run {name!r}: the best {card.best} of {len(card.members)} runs", "lower `best:`")
+        members = tuple(self.spec(member, (name,)) for member in card.members)
+        other = [m.name for m in members if (m.method.name, m.fit) != (run.method, members[0].fit)]
+        if other:
+            what = f"run {name!r} averages networks that are alike, {other[0]} has another method or other `fit:`"
+            raise self._refusal(what, "name runs of one training, or of several that differ in their seed")
+        known = [entry if isinstance(entry, str) else entry.name or entry.metric for entry in self.protocol.metrics]
+        if card.by not in known:
+            raise self._refusal(f"run {name!r}: the protocol has no metric {card.by!r}", did_you_mean(card.by, known))
+        return Ensemble(members, card.best, card.by)
 
     def _refuse_what_cannot_be(self, name: str, entry: Run | ModelEntry, method: MethodInfo) -> None:
         sample = entry.sample if isinstance(entry, Run) else {}
@@ -83,6 +119,9 @@ class Resolver:
         if method.is_part and isinstance(entry, Run):
             what = f"run {name!r}: {method.name} makes no images, it serves other methods"
             raise self._refusal(what, "write it under `models:`")
+        if isinstance(entry, Run) and entry.at_step and entry.at_step not in entry.fit.get("keep", []):  # pyright: ignore
+            what = f"run {name!r} samples from step {entry.at_step}, which its training does not keep"
+            raise self._refusal(what, f"write `fit: {{keep: [{entry.at_step}]}}`")
         if not method.trains and isinstance(entry, ModelEntry):
             raise self._refusal(f"model {name!r}: method {method.name} trains nothing", "")
 

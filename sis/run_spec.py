@@ -4,12 +4,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sis.config.cards import DatasetCard
 from sis.config.protocols import ProtocolCard
 from sis.data.manifest import stable_hash
 from sis.methods.discovery import MethodInfo
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The plain mean of the models of the best runs of some.
+
+    members: the runs, each judged under the experiment's protocol. best: how many of them. by: the metric that decides.
+    """
+
+    members: tuple[RunSpec, ...]
+    best: int
+    by: str
+
+    def identity(self) -> list[Any]:
+        """Everything that decides which weights are averaged."""
+        protocol = stable_hash(self.members[0].protocol.model_dump())
+        return [[member.run_id for member in self.members], self.best, self.by, protocol]
+
+
+def kept_path(model: Path, step: int) -> Path:
+    """Where a training keeps the averaged weights of a step on the way."""
+    return model.with_name(f"{model.stem}-step{step:07d}{model.suffix}")
 
 
 @dataclass(frozen=True)
@@ -37,6 +60,8 @@ class RunSpec:
     given: str = ""
     prior: dict[str, Any] = field(default_factory=dict)
     uses: dict[str, RunSpec] = field(default_factory=dict)
+    at_step: int = 0
+    ensemble: Ensemble | None = None
     model_id: str = field(init=False)
     prior_id: str = field(init=False)
     run_id: str = field(init=False)
@@ -46,12 +71,14 @@ class RunSpec:
         base = [self.method.name, self.method.version, self.dataset.identity(), self.threads]
         imported = [self.checkpoint, self.checkpoint_weights] if self.checkpoint else []
         used = [{role: spec.model_id for role, spec in self.uses.items()}] if self.uses else []
-        model = stable_hash([*base, self.fit, self.seed, *imported, *used])
+        mean = [self.ensemble.identity()] if self.ensemble else []
+        model = stable_hash([*base, self.fit, self.seed, *imported, *used, *mean])
         prior = stable_hash([*base, self.prior, self.latents_id]) if self.method.prior_of_latents else model
         object.__setattr__(self, "model_id", f"{self.method.name}-{model}" if self.method.trains else "")
         object.__setattr__(self, "prior_id", f"{self.method.name}-{prior}" if self.method.has_prior else "")
         how = [self.sample, self.sample_seed, self.samples_per_map, self.batch_size, self.protocol.split]
         how += [prior] if prior != model else []
+        how += [{"at_step": self.at_step}] if self.at_step else []
         card = self.method.card.model_dump() if self.method.card else {}
         made = f"{self.name}-{stable_hash([*base, model, how, card])}"
         object.__setattr__(self, "run_id", self.given or made)

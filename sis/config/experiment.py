@@ -11,6 +11,26 @@ from sis.config.base import Name, StrictModel
 from sis.config.models import USES_TEXT, ModelEntry, Params, Uses
 
 
+class Change(StrictModel):
+    """What a run or a model does otherwise on one dataset; keys that are left out stay."""
+
+    fit: Params = Field(default={}, description="training parameters")
+    sample: Params = Field(default={}, description="sampling parameters")
+    prior: Params = Field(default={}, description="parameters of the prior")
+    uses: Uses = Field(default={}, description="models, by role")
+
+
+class FigureCard(StrictModel):
+    """A plot of metrics against a parameter of the runs."""
+
+    title: str = Field(description="headline")
+    x: Name = Field(description="the parameter of the x axis; runs without it are left out")
+    x_label: str = Field(default="", description="what stands below the axis; empty: the parameter")
+    lines: Name | Literal[""] = Field(default="", description="the parameter that tells lines apart; empty: one line")
+    metrics: list[Name] = Field(min_length=1, description="metrics, a plot each, side by side")
+    dashed: list[Name] = Field(default=[], description="runs or groups that are a dashed line all across")
+
+
 class DatasetUse(StrictModel):
     """One dataset of an experiment."""
 
@@ -18,6 +38,18 @@ class DatasetUse(StrictModel):
     published: Name | Literal[""] = Field(
         default="", description="what the tables of config/published call it; empty: the same"
     )
+    samples_per_map: int | None = Field(default=None, ge=1, description="images a label map; empty: the experiment's")
+    changes: dict[Name, Change] = Field(
+        default={}, description="what runs, groups of runs, or models do otherwise here"
+    )
+
+
+class EnsembleCard(StrictModel):
+    """A model that is the mean of others: of those whose images were judged best."""
+
+    members: list[Name] = Field(min_length=2, description="runs of this experiment whose networks are alike")
+    best: int = Field(default=2, ge=1, description="so many of them are averaged")
+    by: Name = Field(default="fid", description="the metric that decides, as the protocol names it")
 
 
 class Run(StrictModel):
@@ -42,6 +74,12 @@ class Run(StrictModel):
     )
     checkpoint_weights: Literal["", "ema", "raw"] = Field(
         default="", description="what those weights are; recorded, since no file tells"
+    )
+    at_step: int = Field(
+        default=0, ge=0, description="sample from the weights that `fit: {keep: [...]}` kept at this step; 0: the last"
+    )
+    ensemble: EnsembleCard | None = Field(
+        default=None, description="sample from the mean of other runs' weights instead of training"
     )
     samples_per_map: int | None = Field(default=None, ge=1, description="images a label map; empty: the experiment's")
     image_set: Name | Literal[""] = Field(
@@ -74,6 +112,7 @@ class Experiment(StrictModel):
     shard_size: int = Field(default=500, ge=1, description="images a shard")
     threads: int = Field(default=1, ge=1, description="CPU threads a job; part of what fixes the bits on a CPU")
     published: list[Name] = Field(default=[], description="tables of config/published shown beside ours")
+    figures: dict[Name, FigureCard] = Field(default={}, description="plots against a parameter, by name")
     published_metrics: dict[Name, Name] = Field(
         default={}, description="our names of the papers' metrics where they differ, as `lpips: lpips-sdm`"
     )
@@ -115,6 +154,16 @@ class Experiment(StrictModel):
         twice = sorted(set(self.models) & set(self.runs))
         if twice:
             raise ValueError(f"models.{twice[0]} and runs.{twice[0]} share a name")
+        return self
+
+    @model_validator(mode="after")
+    def _figures_and_changes_name_runs(self) -> Self:
+        known = {*self.runs, *self.models, *(run.group for run in self.runs.values())}
+        named = [(f"figures.{n}.dashed", d) for n, card in self.figures.items() for d in card.dashed]
+        named += [(f"datasets.{n}.changes", c) for n, use in self.datasets.items() for c in use.changes]
+        for place, name in named:
+            if name not in known:
+                raise ValueError(f"{place}: no run, group or model is called {name!r}")
         return self
 
     @model_validator(mode="after")

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sis.config.base import StrictModel
 
@@ -43,9 +43,18 @@ class Recipe(StrictModel):
     )
     checkpoint_every: int = Field(default=250, ge=1, description="steps between resumable states")
     keep_raw: bool = Field(default=False, description="save the last weights too, as model-raw.safetensors")
+    keep: list[int] = Field(
+        default=[], description="steps whose averaged weights stay as models of their own (a run's `at_step`)"
+    )
     preview_every: int = Field(default=0, ge=0, description="steps between pictures of the training; 0: none")
     preview_images: int = Field(default=4, ge=1, description="training label maps that are drawn for a picture")
     preview_steps: int = Field(default=25, ge=1, description="most sampling steps of a picture")
+
+    @model_validator(mode="after")
+    def _keeps_steps_that_there_are(self) -> Self:
+        if any(not 1 <= step <= self.total for step in self.keep) or len(set(self.keep)) < len(self.keep):
+            raise ValueError(f"keep: steps from 1 to {self.total}, each once")
+        return self
 
     @property
     def stages(self) -> int:

@@ -7,10 +7,10 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sis.config.files import dataset_card, dataset_root, named, project_root, settings
 from sis.config.protocols import ProtocolCard
@@ -106,6 +106,9 @@ def check_method(info: MethodInfo) -> Iterator[str]:
     if info.kind == "images" and info.card is not None:
         yield f"the card is complete; pictures are expected as {info.card.path}/{info.card.pattern}"
         return
+    if info.is_part:
+        yield from _check_part(info)
+        return
     with _workshop(info) as make:
         first = make("first", 0)
         yield f"{len(first)} images of the label maps' size, uint8, as an image set"
@@ -124,16 +127,37 @@ def check_method(info: MethodInfo) -> Iterator[str]:
         yield from _check_class(info)
 
 
+def _check_part(info: MethodInfo) -> Iterator[str]:
+    """The contract of a method that only serves others: it trains, twice to the same weights."""
+    from sis.data.manifest import file_sha256
+    from sis.data.prepare import prepare
+    from sis.device import prepare_device
+
+    spec, device = example_spec(info), prepare_device("cpu", threads=1)
+    digests = set()
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as name:
+            prepare(spec.dataset, "train", Path(name), Path(name, "train"))
+            model, _prior = _made(spec, Path(name), device)
+            digests.add(file_sha256(model) if model else "")
+    if "" in digests:
+        raise SisError(f"{info.name} makes neither images nor a model", where=info.path, fix="write `sample` or `fit`")
+    if len(digests) > 1:
+        raise SisError(f"{info.name}: the same training twice gave other weights", where=info.path)
+    yield "the same training twice gives the same weights"
+    yield from _check_class(info)
+
+
 def _check_class(info: MethodInfo) -> Iterator[str]:
     chosen = method_class(info.name)
-    if chosen.NEEDS and chosen.ROLE != "control":
+    if "pairs" in chosen.NEEDS and chosen.ROLE != "control":
         raise SisError(f"{info.name} reads real photographs, so its ROLE must be control", where=info.path)
     yield "only a control reads the photographs it is judged against"
     reason = chosen.skip(dataset_card(_DATASET))
     if reason and not reason.endswith("."):
         raise SisError(f"{info.name}: skip must return a sentence, got {reason!r}", where=info.path)
     yield "skip returns nothing or a sentence"
-    for params in (chosen.FitParams, chosen.SampleParams):
+    for params in (chosen.FitParams, chosen.SampleParams, chosen.PriorParams):
         silent = [n for n, f in params.model_fields.items() if not f.description]
         if silent:
             raise SisError(f"{info.name}: parameters without description: {', '.join(silent)}", where=info.path)
@@ -151,46 +175,71 @@ def _check_variety(info: MethodInfo, hashes: dict[tuple[str, int], str]) -> None
 
 @contextmanager
 def _workshop(info: MethodInfo) -> Iterator[Callable[[str, int], dict[tuple[str, int], str]]]:
-    """A temporary folder with tiny pairs and, where needed, a tiny trained model; yields a function that samples."""
+    """A temporary folder with tiny pairs and, where needed, tiny trained models; yields a function that samples."""
     from sis.data.image_set import pixel_hashes
     from sis.data.prepare import prepare
     from sis.device import prepare_device
     from sis.sampling.run import SampleJob, sample_run
-    from sis.training.train import compute_prior, train_model
 
     spec, device = example_spec(info), prepare_device("cpu", threads=1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for split in ("train", "val"):
             prepare(spec.dataset, split, folder, folder / split)
-        model = prior = None
-        if info.trains:
-            model = folder / "model.safetensors"
-            train_model(spec, folder / "train", model, device)
-        if info.has_prior:
-            prior = folder / "prior.safetensors"
-            compute_prior(spec, folder / "train", prior, device)
+        model, prior = _made(spec, folder, device)
+        uses = {role: _model(folder, other) for role, other in spec.used("sample").items()}
+        styles = folder / "train" if "references" in info.needs else None
 
         def make(label: str, shards: int) -> dict[tuple[str, int], str]:
-            job = SampleJob(spec, folder / "val", folder / label, model, prior, device, shards)
+            out = folder / label
+            job = SampleJob(spec, folder / "val", out, model, prior, device, shards, uses=uses, styles=styles)
             with _untouched_randomness(info):
                 sample_run(job)
-            return pixel_hashes(folder / label)
+            return pixel_hashes(out)
 
         yield make
 
 
-def example_spec(info: MethodInfo) -> RunSpec:
-    """A run of a method with the small parameters that its EXAMPLE_FIT and EXAMPLE_SAMPLE name."""
+def _made(spec: RunSpec, folder: Path, device: str) -> tuple[Path | None, Path | None]:
+    """Train what a run uses, then its own model, and compute its prior; returns the last two."""
+    from sis.methods.build import UsedFiles
+    from sis.training.encode import encode_split
+    from sis.training.train import compute_prior, train_model
+
+    for other in spec.uses.values():
+        if not _model(folder, other).is_file():
+            _made(other, folder, device)
+    latents, model, prior = None, None, None
+    if spec.latents_id:
+        latents, encoder = folder / spec.latents_id, spec.uses[spec.method.latents]
+        encode_split(encoder, folder / "train", _model(folder, encoder), spec.method.mirrored, latents, device)
+    used = UsedFiles({role: _model(folder, other) for role, other in spec.used("fit").items()}, latents)
+    if spec.method.trains:
+        model = _model(folder, spec)
+        train_model(spec, folder / "train", model, device, used=used)
+    if spec.method.has_prior:
+        prior = folder / "prior.safetensors"
+        compute_prior(spec, folder / "train", prior, device, used)
+    return model, prior
+
+
+def _model(folder: Path, spec: RunSpec) -> Path:
+    return folder / spec.model_id / "model.safetensors"
+
+
+def example_spec(info: MethodInfo, entry: Mapping[str, Any] | None = None) -> RunSpec:
+    """A run of a method with its small example parameters, or with those of an entry of some EXAMPLE_USES."""
     from sis.plan import RunSpec
 
     chosen = method_class(info.name) if info.kind == "python" else None
-    fit = dict(chosen.EXAMPLE_FIT) if chosen else {}
-    sample = dict(chosen.EXAMPLE_SAMPLE) if chosen else {}
+    own = {"fit": dict(chosen.EXAMPLE_FIT), "uses": dict(chosen.EXAMPLE_USES)} if chosen else {}
+    facts = {"fit": {}, "uses": {}, **(own if entry is None else entry)}
+    uses = {role: example_spec(methods()[other["method"]], other) for role, other in facts["uses"].items()}
     card, protocol = dataset_card(_DATASET), named("protocols", _PROTOCOL, ProtocolCard)
     return RunSpec(
-        dataset=card, protocol=protocol, name=info.name, method=info, title=info.title, fit=fit, sample=sample, seed=0,
-        sample_seed=0, samples_per_map=2, batch_size=_BATCH, shard_size=500, threads=1,
+        dataset=card, protocol=protocol, name=info.name, method=info, title=info.title, fit=facts["fit"],
+        sample=dict(chosen.EXAMPLE_SAMPLE) if chosen else {}, seed=0, sample_seed=0, samples_per_map=2,
+        batch_size=_BATCH, shard_size=500, threads=1, prior=dict(chosen.EXAMPLE_PRIOR) if chosen else {}, uses=uses,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from sis.data.image_set import ImageSet
 from sis.data.labels import LabelSpace
 from sis.data.pairs import PairSet
+from sis.publish.sweeps import Sweep
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class PublishContext:
 
     datasets: by dataset name (a dataset without entry gets no pictures); commands: shell command by run id;
     protocols: readable JSON by protocol id; published: numbers of config/published/, or None; groups: by run id, the
-    group of runs that differ in their training seed alone.
+    group of runs that differ in their training seed alone; sweeps: plots against a parameter.
     """
 
     experiment: str
@@ -53,3 +54,4 @@ class PublishContext:
     protocols: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     published: pd.DataFrame | None = None
     groups: Mapping[str, str] = field(default_factory=dict)
+    sweeps: Sequence[Sweep] = ()

@@ -15,6 +15,7 @@ from sis.plan import Plan, load_plan
 from sis.publish.context import DatasetPublish, PublishContext, StageTiming
 from sis.publish.publish import publish
 from sis.publish.published import PlannedRun, load_published, numbers_beside
+from sis.publish.sweeps import Sweep, planned
 
 
 def publish_experiment(experiment: str, artefacts: str, out: Path) -> list[Path]:
@@ -35,6 +36,7 @@ def publish_experiment(experiment: str, artefacts: str, out: Path) -> list[Path]
         protocols=protocols,
         published=_published(plan),
         groups=_groups(plan),
+        sweeps=_sweeps(plan),
     )
     files = publish(scores, out, context)
     facts = {"experiment": plan.experiment.name, "protocols": sorted(protocols)}
@@ -67,6 +69,15 @@ def _groups(plan: Plan) -> dict[str, str]:
     """By run id: runs that differ in their training seed alone."""
     runs = plan.experiment.runs
     return {s.run_id: runs[s.name].group for s in plan.runs if s.name in runs and runs[s.name].group}
+
+
+def _sweeps(plan: Plan) -> list[Sweep]:
+    """The experiment's figures, one a dataset."""
+    groups, found = _groups(plan), []
+    for dataset in plan.experiment.datasets:
+        runs = [(spec, groups.get(spec.run_id, "")) for spec in plan.runs if spec.dataset.name == dataset]
+        found += [planned(name, card, dataset, runs) for name, card in plan.experiment.figures.items()]
+    return found
 
 
 def _published(plan: Plan) -> pd.DataFrame | None:

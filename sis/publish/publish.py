@@ -19,6 +19,7 @@ from sis.publish.gallery import Gallery, build_gallery, contact_sheet, samples_s
 from sis.publish.leaderboard import render_json, render_page
 from sis.publish.seeds import over_seeds
 from sis.publish.seeds_text import differences_to_csv, differences_to_markdown, means_to_csv
+from sis.publish.sweeps import draw_sweep
 from sis.publish.table_text import to_csv, to_latex, to_markdown
 from sis.publish.tables import Table, class_tables, comparison_table
 
@@ -47,6 +48,10 @@ def publish(scores: Sequence[Path], out: Path, context: PublishContext) -> list[
             texts[f"tables/{name}.csv"] = to_csv(table)
         texts |= _seed_texts(source)
     pictures = _pictures(galleries)
+    for source in sources:
+        shown = source.table if source.seeds is None else source.seeds.table
+        for sweep in context.sweeps:
+            pictures |= draw_sweep(sweep, shown) if sweep.dataset == shown.dataset else {}
     for name, text in texts.items():
         write_text_atomic(out / name, text)
     for name, picture in pictures.items():

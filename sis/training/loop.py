@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,8 @@ class TrainingRun:
     resume_other: bool = False
     ranks: Ranks = ALONE
     sampler: Sampler | None = None
+    #: Takes the steps done and the averaged weights of every step in the recipe's `keep`.
+    keep: Callable[[int, dict[str, Tensor]], None] | None = None
     previews: Path = Path("previews")
     log: list[dict] = field(default_factory=list)
     average: dict[str, Tensor] = field(default_factory=dict)
@@ -101,6 +103,8 @@ class TrainingRun:
         self, step: int, learned: Learned, learner: Learner, monitor: Monitor | None, recipe: Recipe
     ) -> None:
         """Draw the picture of a step that has one, and write the step down."""
+        if self.keep and self.ranks.first and step + 1 in recipe.keep:
+            self.keep(step + 1, learner.average)
         pictures = monitor.look(step + 1, learner.average) if monitor and monitor.due(step + 1) else {}
         if pictures or training_log.is_logged(step, recipe):
             self.log.append(training_log.row(step, recipe, learned, self.seconds, pictures))

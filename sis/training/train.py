@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from sis.errors import SisError
 from sis.methods.build import NO_FILES, UsedFiles, build_method
 from sis.methods.contract import Method
 from sis.plan import RunSpec
+from sis.run_spec import kept_path
 from sis.training import log as training_log
 from sis.training.loop import TrainingRun
 from sis.training.preview import preview_sampler
@@ -67,7 +69,7 @@ def train_model(
     config = _config(spec, method, pairs)
     training = TrainingRun(
         out.parent / "work", stable_hash(made_of, 16), spec.seed, device, f"{spec.dataset.name}/{spec.model_id}",
-        made_of, config, resume_other, ranks, sampler, out.parent / "previews",
+        made_of, config, resume_other, ranks, sampler, _keeper(config, key, out, run), out.parent / "previews",
     )  # fmt: skip
     method.fit(data, training)
     return _publish(method, training, config | {"key": key}, out, run) if ranks.first else None
@@ -144,6 +146,16 @@ def _publish(method: Method, training: TrainingRun, config: dict, out: Path, run
     save(training.average, out, "averaged")
     _tidy(out)
     return read_manifest(out, "model")
+
+
+def _keeper(config: dict, key: str, out: Path, run: RunRecord) -> Callable[[int, dict[str, Tensor]], None]:
+    """Writes averaged weights on the way as models of their own."""
+
+    def keep(step: int, average: dict[str, Tensor]) -> None:
+        facts = config | {"weights": "averaged", "steps": step}
+        save_tensors(average, kept_path(out, step), "model", facts | {"key": f"{key}:{step}"}, run.finish(), facts)
+
+    return keep
 
 
 def _tidy(out: Path) -> None:

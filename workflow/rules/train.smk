@@ -87,3 +87,30 @@ rule encode:
         "sis encode --experiment {resources.experiment} --dataset {wildcards.dataset} --run {resources.run}"
         " --pairs {input.pairs} --model {input.model} {params.mirrored} --device {resources.device}"
         " --out {params.out} 2>&1 | tee {log}"
+
+
+# A model that is the mean of others: of those whose images were judged best.
+rule average:
+    input:
+        unpack(
+            lambda wildcards: plan.ensemble_inputs(wildcards.dataset, wildcards.model)
+        ),
+    output:
+        model=plan.model("{dataset}", "{model}"),
+    log:
+        "logs/average/{dataset}.{model}.log",
+    wildcard_constraints:
+        model=plan.pattern(plan.ensembles()),
+    conda:
+        "../envs/sis.yaml"
+    resources:
+        # Who asks is no parameter: another experiment with the same model must not invalidate finished work.
+        experiment=plan.experiment.name,
+        run=lambda wildcards: plan.of_model(wildcards.dataset, wildcards.model).name,
+    params:
+        options=lambda wildcards: plan.ensemble_options(
+            wildcards.dataset, wildcards.model
+        ),
+    shell:
+        "sis average --experiment {resources.experiment} --dataset {wildcards.dataset} --run {resources.run}"
+        " {params.options} --out {output.model} 2>&1 | tee {log}"
