@@ -18,7 +18,7 @@ from sis.data.manifest import stable_hash
 from sis.errors import SisError, did_you_mean
 from sis.methods.discovery import methods
 from sis.resolve import Resolver
-from sis.run_spec import RunSpec, kept_path
+from sis.run_spec import MIRRORED, RunSpec, kept_path
 
 __all__ = ["Plan", "RunSpec", "load_plan"]
 
@@ -156,7 +156,7 @@ class Plan:
 
     def encoder(self, dataset: str, latents_id: str) -> RunSpec:
         """The autoencoder of an encoded training split."""
-        return self.of_model(dataset, latents_id.removesuffix("-mirrored"))
+        return self.of_model(dataset, latents_id.removesuffix(MIRRORED))
 
     def latents_ids(self) -> list[str]:
         """All encoded training splits."""

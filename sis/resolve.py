@@ -137,7 +137,8 @@ class Resolver:
                 raise self._refusal(f"{name!r}: {method.name} has no role {role!r}", did_you_mean(role, method.uses))
             if spec.method.name not in method.uses[role].methods:
                 wanted = " or ".join(method.uses[role].methods)
-                raise self._refusal(f"{name!r}: {role} must be a {wanted}, {spec.name} is a {spec.method.name}", "")
+                raise self._refusal(f"{name!r}: {role} is filled by {wanted}; {spec.name} is {spec.method.name}", "")
+        for role, spec in uses.items():
             for inner, other in spec.uses.items():
                 if inner in uses and uses[inner].model_id != other.model_id and not spec.checkpoint:
                     what = f"{name!r} has the {inner} {uses[inner].name}, its {role} was trained with {other.name}"

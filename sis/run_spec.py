@@ -13,6 +13,10 @@ from sis.data.manifest import stable_hash
 from sis.methods.discovery import MethodInfo
 
 
+#: How the name of latents ends that hold the mirrored pictures too.
+MIRRORED = "-mirrored"
+
+
 @dataclass(frozen=True)
 class Ensemble:
     """The plain mean of the models of the best runs of some.
@@ -88,7 +92,8 @@ class RunSpec:
         """Name of the encoded training split that the method reads; empty: none."""
         if not self.method.latents:
             return ""
-        return self.uses[self.method.latents].model_id + ("-mirrored" if self.method.mirrored else "")
+        mirrored = self.fit.get("flip", self.method.mirrored)
+        return self.uses[self.method.latents].model_id + (MIRRORED if mirrored else "")
 
     @property
     def role(self) -> str:

@@ -96,7 +96,7 @@ class Method:
     USES: ClassVar[dict[str, Use]] = {}
     #: The role whose first stage encodes the training split beforehand (`Context.latents`); empty: none.
     LATENTS: ClassVar[str] = ""
-    #: Whether mirrored photographs are encoded too.
+    #: Whether mirrored photographs are encoded too, where a run's `fit:` does not say `flip`: that parameter's default.
     MIRRORED: ClassVar[bool] = False
     #: Whether the prior follows from the latents and its own parameters alone, so that all trainings share it.
     PRIOR_OF_LATENTS: ClassVar[bool] = False

@@ -203,6 +203,7 @@ def _workshop(info: MethodInfo) -> Iterator[Callable[[str, int], dict[tuple[str,
 def _made(spec: RunSpec, folder: Path, device: str) -> tuple[Path | None, Path | None]:
     """Train what a run uses, then its own model, and compute its prior; returns the last two."""
     from sis.methods.build import UsedFiles
+    from sis.run_spec import MIRRORED
     from sis.training.encode import encode_split
     from sis.training.train import compute_prior, train_model
 
@@ -212,7 +213,8 @@ def _made(spec: RunSpec, folder: Path, device: str) -> tuple[Path | None, Path |
     latents, model, prior = None, None, None
     if spec.latents_id:
         latents, encoder = folder / spec.latents_id, spec.uses[spec.method.latents]
-        encode_split(encoder, folder / "train", _model(folder, encoder), spec.method.mirrored, latents, device)
+        mirrored = spec.latents_id.endswith(MIRRORED)
+        encode_split(encoder, folder / "train", _model(folder, encoder), mirrored, latents, device)
     used = UsedFiles({role: _model(folder, other) for role, other in spec.used("fit").items()}, latents)
     if spec.method.trains:
         model = _model(folder, spec)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sis.config.experiment import FigureCard
+from sis.errors import SisError, did_you_mean
 from sis.publish.columns import Column
 from sis.publish.tables import Cell, Row, Table
 from sis.run_spec import RunSpec
@@ -56,11 +57,17 @@ def draw_sweep(sweep: Sweep, table: Table) -> dict[str, bytes]:
     """The figure as PNG and its points as CSV, by file name; nothing where no run of the table stands in it.
 
     Equal tables give equal bytes. The bars are 95 % intervals; of means over training seeds where the table is one.
+    Raises SisError for a metric that the table has not.
     """
-    columns = [c for metric in sweep.card.metrics for c in table.columns if c.metric.partition("[")[0] == metric]
     rows = [row for row in table.rows if row.run_id in sweep.places]
-    if not rows or not columns:
+    if not rows:
         return {}
+    known = {column.metric.partition("[")[0]: column for column in table.columns}
+    for metric in sweep.card.metrics:
+        if metric not in known:
+            what = f"figure {sweep.name}: no metric {metric!r} under protocol {table.protocol}"
+            raise SisError(what, fix=did_you_mean(metric, known))
+    columns = [known[metric] for metric in sweep.card.metrics]
     stem = f"{sweep.dataset}-{sweep.name}"
     return {
         f"gallery/{stem}.png": _drawn(sweep, table, columns, rows),
