@@ -4,19 +4,38 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evaluators.compare_cli import register as register_comparisons
 from evaluators.weights_cli import register as register_weights
 from sis.errors import SisError
 
+if TYPE_CHECKING:
+    from evaluators.weights import WeightStore
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a SisError becomes one line on stderr and exit code 2."""
+    code = 0
+    try:
+        try:
+            code = _run(argv)
+        finally:  # also behind `--help`, which leaves by SystemExit
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`| head`) went away: nothing is wrong and nobody listens.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         if "threads" in arguments:
@@ -53,25 +72,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     measure.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, ... (%(default)s)")
     measure.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder of partials to write")
-    measure.add_argument(
-        "--weights",
-        type=_folder,
-        default=Path("weights"),
-        metavar="DIR",
-        help="folder of external weights (%(default)s)",
-    )
-
-    measure.add_argument(
-        "--weights-list",
-        type=Path,
-        metavar="FILE",
-        help="what may lie there (config/weights.yaml of the project)",
-    )
+    _weights_arguments(measure)
 
     score = _command(commands, "score", _score, "turn partials into a table of scores")
     score.add_argument("--partials", type=_folder, required=True, metavar="DIR", help="partials of the image set")
     score.add_argument("--reference", type=_folder, required=True, metavar="DIR", help="partials of the reference")
     score.add_argument("--out", type=Path, required=True, metavar="FILE", help="scores to write (.parquet)")
+
+    columns = _command(commands, "columns", _columns, "list a protocol's columns: real, or lacking which weights")
+    columns.add_argument("--json", action="store_true", help="as JSON")
+    _weights_arguments(columns)
 
     register_weights(commands)
     register_comparisons(commands)
@@ -95,6 +105,13 @@ def _command(
     parser.add_argument("--protocol", required=True, metavar="NAME|FILE", help="a card of config/protocols")
     parser.add_argument("--threads", type=_threads, default=1, metavar="N", help="CPU threads (%(default)s)")
     return parser
+
+
+def _weights_arguments(parser: argparse.ArgumentParser) -> None:
+    text = "folder of external weights (%(default)s)"
+    parser.add_argument("--weights", type=_folder, default=Path("weights"), metavar="DIR", help=text)
+    text = "what may lie there (config/weights.yaml of the project)"
+    parser.add_argument("--weights-list", type=Path, metavar="FILE", help=text)
 
 
 def _folder(text: str) -> Path:
@@ -128,17 +145,14 @@ def _measure(arguments: argparse.Namespace) -> None:
     from evaluators.measure import measure_images, measure_reference
     from evaluators.networks import Networks, device_called
     from evaluators.sources import Companions
-    from evaluators.weights import WeightStore
-    from sis.config.files import named, project_root
+    from sis.config.files import named
     from sis.config.protocols import ProtocolCard
     from sis.data.pairs import PairSet
 
     if (arguments.images is None) != (arguments.pairs is None):
         raise SisError("--images and --pairs belong together", fix="give both, or --reference-pairs alone")
     card = named("protocols", arguments.protocol, ProtocolCard)
-    listed = arguments.weights_list or project_root() / "config" / "weights.yaml"
-    store = WeightStore.open(arguments.weights, listed)
-    networks = Networks(arguments.segmenter, store, device_called(arguments.device))
+    networks = Networks(arguments.segmenter, _store(arguments), device_called(arguments.device))
     companions = Companions(
         PairSet.open(arguments.full_labels) if arguments.full_labels else None,
         PairSet.open(arguments.styles) if arguments.styles else None,
@@ -168,6 +182,27 @@ def _spelled(row: dict) -> str:
         return f"undefined: {row['note']}"
     bounds = "" if row["low"] is None else f" [{row['low']:.4g}, {row['high']:.4g}]"
     return f"{row['value']:.4g}{' ' if row['unit'] else ''}{row['unit']}{bounds}"
+
+
+def _columns(arguments: argparse.Namespace) -> None:
+    from evaluators.columns import columns_of
+    from sis.config.files import named
+    from sis.config.protocols import ProtocolCard
+
+    found = columns_of(named("protocols", arguments.protocol, ProtocolCard), _store(arguments))
+    if arguments.json:
+        sys.stdout.write(json.dumps([asdict(column) for column in found]) + "\n")
+        return
+    for column in found:
+        lacking = f"a stand-in: {', '.join(column.missing)} not here" if column.missing else "real"
+        sys.stdout.write(f"{column.name:<36} {lacking}\n")
+
+
+def _store(arguments: argparse.Namespace) -> WeightStore:
+    from evaluators.weights import WeightStore
+    from sis.config.files import project_root
+
+    return WeightStore.open(arguments.weights, arguments.weights_list or project_root() / "config" / "weights.yaml")
 
 
 def _list(arguments: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from sis.data.lab8 import lab8_of_rgb
 from sis.errors import SisError, did_you_mean
 
 Picture = NDArray[np.uint8]
@@ -80,30 +81,6 @@ def _reciprocals(scale: int) -> NDArray[np.int64]:
     return np.array([0, *np.rint((scale << 12) / np.arange(1, 256))], np.int64)
 
 
-def lab(picture: Picture) -> Picture:
-    """OpenCV's 8-bit CIELAB (D65) of sRGB `(..., 3)`: L times 255/100, a and b plus 128."""
-    light, root, mix = _lab_tables()
-    xyz = (light[picture.astype(np.intp)] @ mix.T + (1 << 11)) >> 12
-    x, y, z = np.moveaxis(root[xyz], -1, 0)
-    lightness = 296 * y - 1336934  # 116 and -16 of the definition, times 255/100, the latter in 15 binary places
-    channels = np.stack([lightness, 500 * (x - y) + (128 << 15), 200 * (y - z) + (128 << 15)], -1)
-    return np.clip((channels + (1 << 14)) >> 15, 0, 255).astype(np.uint8)
-
-
-@cache
-def _lab_tables() -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Linear light (3 binary places of 255), CIELAB's root of a share of white (15 places), RGB to XYZ (12 places)."""
-    level = np.arange(256) / 255
-    linear = np.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4)
-    share = np.arange(256 * 3 // 2 * 8, dtype=np.float32) / np.float32(255 * 8)  # single precision decides two entries
-    root = np.where(share < 216 / 24389, share * np.float32(841 / 108) + np.float32(16 / 116), np.cbrt(share))
-    xyz = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
-    white = np.array([0.950456, 1.0, 1.088754])
-    mix = np.rint(xyz / white[:, None] * (1 << 12))
-    light, roots, mix = (np.rint(t).astype(np.int64) for t in (linear * 255 * 8, root * np.float32(1 << 15), mix))
-    return light, roots, mix
-
-
 def grey(picture: Picture) -> Picture:
     """OpenCV's 8-bit grey level of RGB `(..., 3)`: `(...)`."""
     weighted = picture.astype(np.int64) @ np.array([9798, 19235, 3735])  # 0.299, 0.587, 0.114 in 15 binary places
@@ -152,6 +129,6 @@ DEFINITIONS: Mapping[str, Definition] = {
     "rgb_concat_256": lambda p: [np.concatenate(_channels(p))],
     "rgb_joint_8": lambda p: [_joint(p, 8)],
     "rgb_joint_16": lambda p: [_joint(p, 16)],
-    "lab_channel_mean_256": lambda p: _channels(lab(p)),
+    "lab_channel_mean_256": lambda p: _channels(lab8_of_rgb(p)),
     "gray256": lambda p: [_counts(grey(p), 256)],
 }

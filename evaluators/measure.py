@@ -8,11 +8,22 @@ from pathlib import Path
 
 from evaluators.definition import Facts, Slot, slot_of
 from evaluators.discovery import find_metric
+from evaluators.lpips_heads import check_heads
 from evaluators.metric import Progress, silent
 from evaluators.networks import Networks, asked_by
 from evaluators.one_pass import OnePass
 from evaluators.partial import Partial, load_partial, save_partial
-from evaluators.sources import NO_COMPANIONS, Companions, Source, Window, open_images, open_reference, pairs_sha256
+from evaluators.sources import (
+    NO_COMPANIONS,
+    Companions,
+    Source,
+    Window,
+    full_labels_sha256,
+    open_images,
+    open_reference,
+    pairs_sha256,
+)
+from sis.config.judges import LpipsCard
 from sis.config.protocols import NetworkRecord, ProtocolCard
 from sis.data.manifest import Manifest, read_manifest, stable_hash, write_manifest
 from sis.data.provenance import RunRecord
@@ -85,7 +96,10 @@ def wanted_slots(source: Source, card: ProtocolCard, facts: Facts) -> list[Slot]
 
 
 def facts_of(source: Source, card: ProtocolCard, networks: Networks) -> Facts:
-    """Name the networks of all the card's metrics, also of those that this set has too few samples for."""
+    """Name the networks of all the card's metrics, also of those that this set has too few samples for.
+
+    Raises SisError for weights that are not what they should be, the heads of LPIPS included.
+    """
     records: dict[str, NetworkRecord] = {}
     stand_ins: dict[str, str] = {}
     for entry in card.entries():
@@ -94,12 +108,14 @@ def facts_of(source: Source, card: ProtocolCard, networks: Networks) -> Facts:
             asked = asked_by(find_metric(metric.source), entry.card)
             if asked and asked.key not in records and (source.kind == "images" or metric.uses_reference):
                 records[asked.key], stand_ins[asked.key] = networks.record(asked, source.labels)
+                if isinstance(asked.card, LpipsCard):
+                    check_heads(asked.card.net)
     labels, styles = source.companions.labels, source.companions.styles
     return Facts(
         kind=source.kind,
         digest=source.digest,
         pairs_sha256=source.pairs_sha256,
-        labels_sha256=pairs_sha256(labels) if labels else "",
+        labels_sha256=full_labels_sha256(labels) if labels else "",
         styles_sha256=pairs_sha256(styles) if styles else "",
         maps=source.maps,
         samples=source.samples,

@@ -64,7 +64,8 @@ class OnePass:
         for slot in slots:
             grouped = slot.metric.module.NEEDS == "groups"
             network = slot.asked.key if slot.asked and slot.asked.kind != "lpips" else ""
-            size = slot.samples if grouped else slot.card.batch_size
+            alone = bool(slot.asked and slot.asked.full_labels)  # for each full label map has a size of its own
+            size = slot.samples if grouped else 1 if alone else slot.card.batch_size
             key = (grouped, network, slot.samples, size)
             streams.setdefault(key, _Stream(network, slot.samples, size, not grouped, [])).slots.append(slot)
         return list(streams.values())

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -100,10 +101,13 @@ def content_sha256(rows: Partial) -> str:
 def load_partial(path: Path) -> tuple[Partial, dict]:
     """Read a partial and its metadata. Raises SisError for a missing, damaged or foreign file."""
     metadata = table_metadata(path)
-    layout = metadata.get("columns")
-    if not isinstance(layout, dict):
-        raise SisError("this Parquet file is no partial", where=path)
-    table = read_table(path, _schema(layout)).combine_chunks()
+    layout: Any = metadata.get("columns")
+    try:
+        schema = _schema(layout)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, pa.ArrowException) as error:
+        fix = "if it was one, delete it and measure again"
+        raise SisError("this Parquet file is no partial", where=path, fix=fix) from error
+    table = read_table(path, schema).combine_chunks()
     columns = {}
     for name, kind in layout.items():
         flat = table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)

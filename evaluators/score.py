@@ -75,10 +75,11 @@ def score(partials: Path, reference: Path, card: ProtocolCard, out: Path) -> pa.
         partials: folder that `measure_images` wrote.
         reference: folder that `measure_reference` wrote.
 
-    Raises SisError when either was measured under another protocol or with other weights.
+    Raises SisError when either was measured under another protocol, of other data or with other weights.
     """
     run = RunRecord.start(seeds={"bootstrap": card.bootstrap.seed})
     ours, real = Measured.open(partials, "images"), Measured.open(reference, "reference")
+    _check_same_data(ours, real, card)
     _check_same_networks(ours, real)
     rows: list[dict[str, Any]] = []
     protocols: dict[str, Any] = {}
@@ -97,6 +98,24 @@ def score(partials: Path, reference: Path, card: ProtocolCard, out: Path) -> pa.
         write_table_file(table, temporary, SCORES, {"protocol": card.name})
         publish_file(temporary, out, "scores", meta, run)
     return table
+
+
+def _check_same_data(ours: Measured, real: Measured, card: ProtocolCard) -> None:
+    """Both of the protocol's dataset, at one size: statistics of another size are of other pictures."""
+    for found in (ours, real):
+        if found.meta["dataset"] != card.dataset:
+            fault = f"partials of {found.meta['dataset']}, protocol {card.name!r} judges {card.dataset}"
+            raise SisError(fault, where=found.folder, fix="measure them again under this protocol")
+    if ours.meta["split"] != card.split:
+        fault = f"partials of {card.dataset}/{ours.meta['split']}, protocol {card.name!r} judges {card.split}"
+        raise SisError(fault, where=ours.folder, fix="measure them again under this protocol")
+    if real.meta["split"] != card.reference.split:
+        fault = f"the reference is of {real.meta['split']}, protocol {card.name!r} asks for {card.reference.split}"
+        raise SisError(fault, where=real.folder, fix="measure the reference again")
+    sizes = [f"{found.facts.size[0]}x{found.facts.size[1]}" for found in (real, ours)]
+    if sizes[0] != sizes[1]:
+        fault = f"the reference is of images of {sizes[0]}, the others are of {sizes[1]}"
+        raise SisError(fault, where=real.folder, fix="measure the reference again")
 
 
 def _check_same_networks(ours: Measured, real: Measured) -> None:

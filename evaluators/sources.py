@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sis.config.protocols import ProtocolCard
 from sis.data.image_set import ImageSet
+from sis.data.images import decode_png, pixel_sha256
 from sis.data.labels import LabelSpace
 from sis.data.manifest import Manifest, stable_hash
 from sis.data.pairs import PairSet
@@ -48,7 +49,11 @@ class Window:
 
 @dataclass(frozen=True)
 class Companions:
-    """Pairs that some metrics need beside the images: full-size label maps, photographs whose style was asked for."""
+    """Pairs that some metrics need beside the images: full-size label maps, photographs whose style was asked for.
+
+    Pairs whose policy resized them have kept their label maps at full size, too, so `labels` may be the very pairs that
+    the images were made from.
+    """
 
     labels: PairSet | None = None
     styles: PairSet | None = None
@@ -88,12 +93,16 @@ class Source:
             yield image
 
     def label(self, image_id: str, full: bool) -> NDArray[np.uint8]:
-        """The label map of an image, as prepared or at full size, uint8 `(h, w)`."""
+        """The label map of an image, as prepared or at full size, uint8 `(h, w)`: full sizes may differ in a set."""
         pairs = self.companions.labels if full else self.pairs
         if pairs is None:
-            fix = "name a dataset with full label maps as `labels:` of the protocol"
+            fix = "say `labels: source` in the protocol, or name a dataset with full label maps there"
             raise SisError("a segmenter compares with label maps at full size, and none are given", fix=fix)
-        return pairs.by_id(image_id).label
+        pair = pairs.by_id(image_id)
+        label = pair.source_label if full and pair.source_label is not None else pair.label
+        # Ids that the table does not know would count as void, and make every score better.
+        pairs.labels.check(label, f"{pairs.manifest.folder}, image {image_id}")
+        return label
 
     def style(self, image_id: str) -> NDArray[np.uint8]:
         """The photograph whose style was asked for, uint8 RGB `(h, w, 3)`. Raises SisError where there is none."""
@@ -111,6 +120,24 @@ def pairs_sha256(pairs: PairSet, count: int | None = None) -> str:
     content = content_sha256(pairs.manifest, PAIRS, PAIR_CONTENT, count)
     how = [pairs.manifest.meta["prepare"], list(pairs.size)]
     return stable_hash([content, *how], 64) if pairs.augmented else content
+
+
+def full_labels_sha256(pairs: PairSet) -> str:
+    """One hash of ids and label maps at full size; equal wherever these are equal, whatever size they were prepared to.
+
+    A label map that was never resized has its hash in the row; others are decoded.
+    """
+    columns = ["image_id", "label_sha256", "source_label"]
+    rows = (row for path in pairs.manifest.paths() for row in read_table(path, PAIRS, columns).to_pylist())
+    return stable_hash(sorted(threaded_map(_full_label, rows, decoding_threads(), _AHEAD)), 64)
+
+
+def _full_label(row: dict[str, Any]) -> tuple[str, str]:
+    """Id and pixel hash of a row's label map at full size."""
+    name, picture = row["image_id"], row["source_label"]
+    if picture is None:
+        return name, row["label_sha256"]
+    return name, pixel_sha256(decode_png(picture["bytes"], where=f"full label map of {name}", mode="L"))
 
 
 def content_sha256(manifest: Manifest, schema: pa.Schema, columns: list[str], count: int | None = None) -> str:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 from sis.cli_checkpoint import add_average_command, add_checkpoint_commands
 from sis.cli_eval import add_eval_command
 from sis.cli_judging import add_judging_commands, handed_over
+from sis.cli_latent import add_latent_commands
 from sis.cli_pictures import add_picture_commands
+from sis.cli_prior import add_prior_commands
 from sis.errors import SisError
 
 if TYPE_CHECKING:
@@ -26,7 +28,19 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0, or 2 after a refusal printed as one line)."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    code = 0
+    try:
+        try:
+            code = _run(list(sys.argv[1:] if argv is None else argv))
+        finally:  # also behind `--help`, which leaves by SystemExit
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`| head`) went away: nothing is wrong and nobody listens.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _run(words: list[str]) -> int:
     if (judged := handed_over(words)) is not None:
         return judged
     arguments = build_parser().parse_args(words)
@@ -38,10 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; finished work is kept, run the same command again", file=sys.stderr)  # noqa: T201
         return 130
-    except BrokenPipeError:
-        # The reader (`| head`) went away: nothing is wrong and nobody listens.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     _artefact_commands(commands)
     add_checkpoint_commands(commands)
     add_average_command(commands)
+    add_latent_commands(commands)
     add_picture_commands(commands, _pictures)
     add_eval_command(commands)
     add_judging_commands(commands)
@@ -101,13 +112,11 @@ def _stage_commands(commands: _Commands) -> None:
     _run_arguments(encode)
     encode.add_argument("--model", type=Path, required=True, help="the trained autoencoder")
     encode.add_argument("--mirrored", action="store_true", help="encode every mirrored picture too")
-    prior = _command(commands, "prior", _prior, "stage 3: compute the prior of a run")
-    _run_arguments(prior)
+    add_prior_commands(commands)
     sample = _command(commands, "sample", _sample, "stage 4: make the image set of a run")
     _run_arguments(sample)
     sample.add_argument("--styles", type=Path, help="pairs of the train split, for methods with references")
-    for stage in (train, prior):
-        stage.add_argument("--latents", type=Path, help="the encoded training split, for methods that read one")
+    train.add_argument("--latents", type=Path, help="the encoded training split, for methods that read one")
     for stage in (train, sample):
         text = "model of a role that the run names under `uses:`, once a role"
         stage.add_argument("--uses", action="append", default=[], metavar="ROLE=MODEL", help=text)
@@ -244,15 +253,6 @@ def _encode(arguments: argparse.Namespace) -> None:
     spec = _spec(arguments)
     device = prepare_device(arguments.device, spec.threads)
     encode_split(spec, arguments.pairs, arguments.model, arguments.mirrored, _folder(arguments.out), device)
-
-
-def _prior(arguments: argparse.Namespace) -> None:
-    from sis.device import prepare_device
-    from sis.training.train import compute_prior
-
-    spec = _spec(arguments)
-    device = prepare_device(arguments.device, spec.threads)
-    compute_prior(spec, arguments.pairs, arguments.out, device, _used(arguments))
 
 
 def _sample(arguments: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ def add_eval_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--dataset", default="", help="dataset whose label maps were drawn (an image set knows its own)"
     )
-    parser.add_argument("--protocol", default="", help="how to judge (default: the dataset's own)")
+    parser.add_argument("--protocol", default="", help="how to judge (default: DATASET_bench, else the dataset's own)")
     parser.add_argument("--metrics", nargs="+", default=[], metavar="METRIC", help="these alone (default: all)")
     parser.add_argument(
         "--controls", nargs="+", default=["real"], metavar="CONTROL", help="rows beside it, or none (default: real)"

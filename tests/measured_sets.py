@@ -138,7 +138,8 @@ def write_set(
 
 def write_reference(folder: Path, maps: int = 40, card: ProtocolCard = CARD, **changes: Any) -> Path:
     """Partials of the real images."""
-    return write_partials(folder, card, real_rows(maps), facts(card, maps, kind="reference", samples=1, **changes))
+    about = facts(card, maps, kind="reference", samples=1, **changes)
+    return write_partials(folder, card, real_rows(maps), about, {"split": card.reference.split})
 
 
 def write_pairs(folder: Path, maps: int, photographs: bool = True, split: str = "val") -> PairSet:

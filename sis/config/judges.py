@@ -54,7 +54,8 @@ class SegmenterPreset(StrictModel):
     feed: FeedCard = Field(default=FeedCard(), description="how images are resized before they are shown")
     compare: Literal["prepared", "full"] = Field(
         default="prepared",
-        description="label maps that answers are compared with: as prepared for methods, or the protocol's `labels`",
+        description="label maps that answers are compared with: as prepared for methods, or the protocol's `labels`, "
+        "where images are judged one by one",
     )
     ids: list[Annotated[int, Field(ge=0, le=255)]] | None = Field(
         default=None, description="our label id of each of its classes; null: the evaluated ids of the table, in order"

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from sis.config.base import Name, StrictModel
 from sis.config.judges import ClassRule, FeaturesCard, IidmCard, LpipsCard, MsSsimCard, Positive, SegmenterCard
@@ -65,7 +65,8 @@ class ProtocolCard(StrictModel):
     split: Name = Field(description="split whose label maps are drawn")
     labels: Name | None = Field(
         default=None,
-        description="dataset card with the label maps of the same ids at full size, for segmenters that ask for them",
+        description="label maps at full size, for segmenters that ask for them; source: those of `dataset` before they "
+        "were resized, each of its own size; or a dataset card with the same ids",
     )
     reference: ReferenceCard = Field(description="real images of the distribution metrics")
     samples: SamplesCard = Field(default=SamplesCard(), description="samples per label map that metrics look at")
@@ -88,6 +89,13 @@ class ProtocolCard(StrictModel):
     bootstrap: BootstrapCard = Field(description="intervals")
     batch_size: Positive = Field(default=32, description="fixed batch of the judging networks; the last is padded")
     version: Positive = Field(description="raise it when the meaning of the protocol changes")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _source_is_the_dataset_itself(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("labels") == "source":
+            return {**data, "labels": data.get("dataset")}
+        return data
 
     def trained_segmenter(self) -> SegmenterCard | None:
         """The recipe of the one segmenter that is trained for this protocol, if any metric has one.

@@ -23,8 +23,26 @@ from sis.data.provenance import RunRecord
 from sis.data.schemas import SCORES
 from sis.data.tables import read_table, write_table_file
 from sis.errors import SisError
-from sis.evaluation.judged import Judged, bring_folder, look_for_copies, own_dataset, prepared_pairs, take_set
-from sis.evaluation.request import Request, choose_controls, choose_protocol, find_dataset, only, run_name
+from sis.evaluation.judged import (
+    Judged,
+    bring_folder,
+    look_at_folder,
+    look_for_copies,
+    own_facts,
+    prepared_pairs,
+    take_set,
+)
+from sis.evaluation.request import (
+    Request,
+    check_metrics,
+    choose_controls,
+    choose_protocol,
+    find_dataset,
+    local_judge,
+    only,
+    run_name,
+)
+from sis.evaluation.required_weights import require_weights
 from sis.evaluation.table import plain, score_lines, spelled
 from sis.evaluation.workflow import run_workflow
 from sis.plan import Plan, load_plan
@@ -49,17 +67,21 @@ def evaluate(request: Request) -> Evaluation:
         if number < 0:
             raise SisError(f"a number from 1 on, found {number}", where=option)
     request = replace(request, source=_folder(request.source))
-    own = own_dataset(request.source)
+    own, samples = own_facts(request.source)
     dataset = find_dataset(request, own)
     whole = choose_protocol(dataset, request.protocol)
-    protocol = only(whole, request.metrics)
-    controls = choose_controls(request.controls, dataset, protocol.split)
+    check_metrics(whole, request.metrics)
+    controls = choose_controls(request.controls, dataset, whole.split)
     name = run_name(request, controls)
-    places = _places(protocol)
+    places = _places(whole)
     out = request.out or root / places.settings.results / "eval" / name
     _require_writable(out)
-    pairs = prepared_pairs(places, dataset, protocol.split)
-    judged = take_set(request, places, protocol) if own else bring_folder(request, places, protocol, name, pairs)
+    pairs = prepared_pairs(places, dataset, whole.split)
+    found = None if own else look_at_folder(request, pairs)
+    if not request.protocol and dataset.layout != "scenes":
+        require_weights(whole, request.metrics, found.samples if found else samples, local_judge(dataset))
+    judged = bring_folder(request, places, whole, name, found) if found else take_set(request, places, whole)
+    protocol = only(whole, request.metrics)
     experiment = compose(protocol, name, request.title, judged, controls, request.threads or available_cores())
     plan = load_plan(experiment=experiment)
     _lend_partials(plan)
@@ -73,7 +95,8 @@ def evaluate(request: Request) -> Evaluation:
 def _places(protocol: ProtocolCard) -> Plan:
     """A plan of no runs: where artefacts lie, whatever experiment config/config.yaml names."""
     use = {protocol.dataset: DatasetUse(protocol=protocol.name)}
-    return Plan(settings(), Experiment(name="eval", title="eval", datasets=use, runs={"none": Run(method="none")}), [])
+    nothing = Experiment(name="eval", title="eval", datasets=use, runs={"none": Run(method="none")})
+    return Plan(settings(), nothing, [], [])
 
 
 def compose(protocol: ProtocolCard, name: str, title: str, judged: Judged, controls: list[str], threads: int) -> str:

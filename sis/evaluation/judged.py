@@ -35,12 +35,26 @@ class Judged:
     pattern: str = ""
 
 
-def own_dataset(source: Path) -> str:
-    """The dataset that an image set names; empty for a folder of pictures. Raises SisError for another artefact."""
+@dataclass(frozen=True)
+class Folder:
+    """A folder that is fit: its label maps, how its files are called, images a label map, one hash of all files."""
+
+    pairs: PairSet
+    pattern: str
+    samples: int
+    content: str
+
+
+def own_facts(source: Path) -> tuple[str, int]:
+    """The dataset that an image set names and its samples a label map; "" and 0 for a folder of pictures.
+
+    Raises SisError for another artefact, and for what is no folder.
+    """
     if not manifest_path(source).is_file():
         require_folder(source)
-        return ""
-    return read_manifest(source, "images", verify=False).meta["dataset"]
+        return "", 0
+    meta = read_manifest(source, "images", verify=False).meta
+    return meta["dataset"], meta["samples_per_map"]
 
 
 def prepared_pairs(plan: Plan, card: DatasetCard, split: str) -> Path:
@@ -58,33 +72,40 @@ def prepared_pairs(plan: Plan, card: DatasetCard, split: str) -> Path:
     return folder
 
 
-def bring_folder(request: Request, plan: Plan, protocol: ProtocolCard, name: str, folder: Path) -> Judged:
-    """Make an image set of the folder's pictures, or take the one that was made of the very same files.
+def look_at_folder(request: Request, prepared: Path) -> Folder:
+    """Check every file of the folder without keeping a pixel, against prepared pairs of the judged split.
 
-    Args:
-        folder: prepared pairs of the judged split.
-
-    Raises SisError for everything that makes the folder unfit; nothing is written then.
+    Raises SisError for everything that makes it unfit.
     """
-    pairs = PairSet.open(folder)
+    pairs = PairSet.open(prepared)
     guess = Guess(request.pattern, request.samples or 1)
     if not request.pattern:
         guess = guess_pattern(request.source, pairs.ids)
-    keys = all_keys(pairs.ids, request.samples or guess.samples)
+    samples = request.samples or guess.samples
+    keys = all_keys(pairs.ids, samples)
     if len(keys) < 2:
         raise SisError(f"{len(keys)} image is too few: a distribution needs two", where=request.source)
     files = find_pictures(request.source, guess.pattern, keys)
-    content = check_pictures(request.source, files, pairs.size)
-    run_id = f"{name}-{stable_hash([pairs.dataset, pairs.split, content])}"
+    return Folder(pairs, guess.pattern, samples, check_pictures(request.source, files, pairs.size))
+
+
+def bring_folder(request: Request, plan: Plan, protocol: ProtocolCard, name: str, found: Folder) -> Judged:
+    """Make an image set of the folder's pictures, or take the one that was made of the very same files.
+
+    Raises SisError where too many are copies; nothing is written then.
+    """
+    pairs = found.pairs
+    run_id = f"{name}-{stable_hash([pairs.dataset, pairs.split, found.content])}"
     out = (project_root() / plan.images(pairs.dataset, run_id)).parent
     if not _is_whole(out):
         job = Import(
-            folder=request.source, pairs=folder, out=out, name=name, run_id=run_id, title=request.title or name,
-            method=name, pattern=guess.pattern, samples_per_map=request.samples or guess.samples, refuse_copies=True,
+            folder=request.source, pairs=pairs.manifest.folder, out=out, name=name, run_id=run_id,
+            title=request.title or name, method=name, pattern=found.pattern, samples_per_map=found.samples,
+            refuse_copies=True,
         )  # fmt: skip
         import_folder(job)
     images = ImageSet.open(out)
-    return Judged(run_id, images, look_for_copies(plan, images, protocol, request.source), guess.pattern)
+    return Judged(run_id, images, look_for_copies(plan, images, protocol, request.source), found.pattern)
 
 
 def take_set(request: Request, plan: Plan, protocol: ProtocolCard) -> Judged:

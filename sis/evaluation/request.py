@@ -19,6 +19,8 @@ from sis.data.manifest import stable_hash
 from sis.errors import SisError, did_you_mean
 from sis.methods.discovery import methods
 
+#: What the name of the benchmark's own protocol of a dataset ends with.
+BENCH = "_bench"
 #: Letters of the name that a folder gives a run.
 _NAME = 40
 
@@ -44,9 +46,10 @@ class Request:
 
 
 def choose_protocol(dataset: DatasetCard, wanted: str) -> ProtocolCard:
-    """The protocol called `wanted`, or the dataset's own: its only one, or the one of its name.
+    """The protocol called `wanted`, or the benchmark's own of the dataset, else its only one or the one of its name.
 
-    Raises SisError for one of another dataset, and listing them where a choice is left.
+    The benchmark's own is `<dataset>_bench` (docs/protocols.md). Raises SisError for one of another dataset, and where
+    a choice is left, listing them.
     """
     if wanted:
         card = named("protocols", wanted, ProtocolCard)
@@ -55,13 +58,38 @@ def choose_protocol(dataset: DatasetCard, wanted: str) -> ProtocolCard:
             raise SisError(f"protocol {card.name} judges {card.dataset}, not {dataset.name}", fix=fix)
         return card
     known = _protocols_of(dataset.name)
-    own = [name for name in known if name.replace("-", "_") == dataset.name.replace("-", "_")]
-    chosen = known if len(known) == 1 else own
+    usual = [name for name in known if _same(name, f"{dataset.name}{BENCH}")]
+    chosen = usual or (known if len(known) == 1 else [name for name in known if _same(name, dataset.name)])
     if len(chosen) != 1:
         fault = f"{dataset.name} has {len(known)} protocols" if known else f"{dataset.name} has no protocol"
         fix = f"choose one: --protocol {' | '.join(known)}" if known else "write one: config/protocols/<name>.yaml"
         raise SisError(fault, where=project_root() / "config" / "protocols", fix=fix)
     return named("protocols", chosen[0], ProtocolCard)
+
+
+def local_judge(dataset: DatasetCard) -> str:
+    """The dataset's protocol of a judge that is trained here, which needs no weights from elsewhere; "" without."""
+    for name in _protocols_of(dataset.name):
+        if _same(name, dataset.name) and named("protocols", name, ProtocolCard).trained_segmenter() is not None:
+            return name
+    return ""
+
+
+def _same(one: str, other: str) -> bool:
+    return one.replace("-", "_") == other.replace("-", "_")
+
+
+def check_metrics(protocol: ProtocolCard, metrics: Sequence[str]) -> None:
+    """Raise SisError, with the nearest, for a metric that the protocol has not."""
+    known = _stems(protocol)
+    for metric in metrics:
+        if metric not in known:
+            fault = f"protocol {protocol.name} has no metric {metric!r}"
+            raise SisError(fault, where="--metrics", fix=did_you_mean(metric, known))
+
+
+def _stems(protocol: ProtocolCard) -> list[str]:
+    return list(dict.fromkeys(entry if isinstance(entry, str) else entry.metric for entry in protocol.metrics))
 
 
 def only(protocol: ProtocolCard, metrics: Sequence[str]) -> ProtocolCard:
@@ -72,14 +100,10 @@ def only(protocol: ProtocolCard, metrics: Sequence[str]) -> ProtocolCard:
     """
     if not metrics:
         return protocol
-    known = [entry if isinstance(entry, str) else entry.metric for entry in protocol.metrics]
-    for metric in metrics:
-        if metric not in known:
-            raise SisError(
-                f"protocol {protocol.name} has no metric {metric!r}", where="--metrics", fix=did_you_mean(metric, known)
-            )
-    chosen = [metric for metric in dict.fromkeys(known) if metric in metrics]
-    if chosen == list(dict.fromkeys(known)):
+    check_metrics(protocol, metrics)
+    known = _stems(protocol)
+    chosen = [metric for metric in known if metric in metrics]
+    if chosen == known:
         return protocol
     path = config_file("protocols", protocol.name)
     data = load_yaml(path)[0]

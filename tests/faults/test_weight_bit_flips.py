@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 from pathlib import Path
 
 import pytest
 import torch
+from bit_flips import Flipper
 from safetensors.torch import save_file
 
 from evaluators.weights import WeightCard, WeightStore
@@ -32,25 +32,6 @@ def _write(path: Path) -> str:
     else:
         torch.save(weights, path, _use_new_zipfile_serialization=path.stem != "old")
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-class Flipper:
-    """Flips bits of a file in place; size, time and inode stay as they were."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.whole, self.times = path, path.read_bytes(), path.stat()
-
-    def flip(self, position: int, bit: int) -> None:
-        self._put(position, self.whole[position] ^ 1 << bit)
-
-    def mend(self, position: int) -> None:
-        self._put(position, self.whole[position])
-
-    def _put(self, position: int, value: int) -> None:
-        with self.path.open("r+b") as handle:
-            handle.seek(position)
-            handle.write(bytes([value]))
-        os.utime(self.path, ns=(self.times.st_atime_ns, self.times.st_mtime_ns))
 
 
 def _passed(store: WeightStore, flipper: Flipper, places: list[tuple[int, int]], check: bool) -> list[tuple[int, int]]:

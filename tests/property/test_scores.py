@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Laws of scores and comparisons: no accident of cutting, order or batch changes them, and differences are fair."""
+"""Laws of merging partials and of comparing scores (of measuring them: test_scores_measured.py)."""
 
 from __future__ import annotations
 
@@ -20,28 +20,19 @@ from measured_sets import (
     ROOT,
     SIZE,
     correlated,
-    write_images,
-    write_pairs,
     write_reference,
     write_set,
 )
 
-from evaluators import sources
 from evaluators.compare import Row, compare
 from evaluators.discovery import find_metric, stems
 from evaluators.lpips_backbone import lpips_backbone
-from evaluators.measure import Networks, measure_images, measure_reference
 from evaluators.metric import Batch, Judge
 from evaluators.partial import Partial, content_sha256
 from evaluators.score import score
-from evaluators.segmenters import scenes_unet
 from evaluators.weights import WeightStore
-from sis.config.judges import SegmenterCard
-from sis.config.protocols import BootstrapCard, ProtocolCard
 
 MAPPED = [s for s in stems("metrics") if hasattr(find_metric(s).module, "map")]
-MAPS, SAMPLES = 5, 2
-KEYS = range(MAPS * SAMPLES)
 
 
 @functools.cache
@@ -76,80 +67,10 @@ def test_merging_is_associative_and_commutative_for_every_metric(stem: str, data
     assert content_sha256(order[0]) == whole
 
 
-def judge_card(batch_size: int = CARD.batch_size) -> ProtocolCard:
-    """The tiny protocol with a judge that is trained for a moment."""
-    assert isinstance(CARD.segmenter, SegmenterCard)
-    segmenter = CARD.segmenter.model_copy(update={"steps": 3, "batch_size": 2})
-    bootstrap = BootstrapCard(replicates=8, seed=1)
-    return CARD.model_copy(update={"segmenter": segmenter, "batch_size": batch_size, "bootstrap": bootstrap})
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Label maps, a judge, and an image set in one piece."""
-    root = tmp_path_factory.mktemp("world")
-    pairs = write_pairs(root / "train", 6, split="train")
-    write_pairs(root / "val", MAPS)
-    recipe = judge_card().trained_segmenter()
-    assert recipe is not None
-    scenes_unet.train(pairs, recipe, root / "judge.safetensors")
-    write_images(root / "images", MAPS, SAMPLES)
-    return root
-
-
-def networks(world: Path) -> Networks:
-    return Networks(world / "judge.safetensors", WeightStore.open(world / "none", ROOT / "config" / "weights.yaml"))
-
-
 @contextmanager
 def scratch() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
-
-
-@functools.cache
-def rows_in_one_piece(world: Path) -> dict[str, str]:
-    """Hashes of the rows of the image set that was never cut."""
-    with scratch() as out:
-        rows = measure_images(world / "images", world / "val", judge_card(), networks(world), out / "partials")
-        return {name: content_sha256(found) for name, found in rows.items()}
-
-
-@settings(deadline=None, max_examples=4)
-@given(order=st.permutations(KEYS), size=st.integers(1, 10), threads=st.integers(1, 3))
-def test_shards_their_order_and_decoding_threads_change_no_bit(
-    world: Path, order: list[int], size: int, threads: int
-) -> None:
-    cut = [order[i : i + size] for i in range(0, len(order), size)]
-    with scratch() as out, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "decoding_threads", lambda: threads)
-        write_images(out / "images", MAPS, SAMPLES, cut=cut)
-        rows = measure_images(out / "images", world / "val", judge_card(), networks(world), out / "partials")
-    assert {name: content_sha256(found) for name, found in rows.items()} == rows_in_one_piece(world)
-
-
-@functools.cache
-def values(world: Path, batch_size: int) -> dict[tuple[str, str], float]:
-    """All scores with judging networks that see so many images at once."""
-    card = judge_card(batch_size)
-    with scratch() as out:
-        measure_images(world / "images", world / "val", card, networks(world), out / "partials")
-        measure_reference(world / "train", card, networks(world), out / "reference")
-        table = score(out / "partials", out / "reference", card, out / "scores.parquet").to_pylist()
-    return {(r["metric"], r["class_name"]): r["value"] for r in table}
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 7])
-def test_the_batch_of_the_judging_networks_changes_scores_by_rounding_only(world: Path, batch_size: int) -> None:
-    usual, found = values(world, CARD.batch_size), values(world, batch_size)
-    assert usual.keys() == found.keys() and len(usual) > 10
-    for key, value in usual.items():
-        if value is None:
-            assert found[key] is None
-        elif key[0] in ("miou", "accuracy", "iou"):  # a pixel whose two best classes tie may go either way
-            assert found[key] == pytest.approx(value, abs=0.5)
-        else:
-            assert found[key] == pytest.approx(value, rel=1e-4)
 
 
 def rows_of(a: Path, b: Path, reference: Path) -> dict[tuple[str, str], Row]:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from evaluators.colour_histograms import DEFINITIONS, grey, hsv, lab, similarity
+from evaluators.colour_histograms import DEFINITIONS, grey, hsv, similarity
+from sis.data.lab8 import lab8_of_rgb as lab
 from sis.errors import SisError
 
 

@@ -33,7 +33,7 @@ def test_types_are_shown_in_words() -> None:
     assert rows["prepare.fidelity"] == "`paper` or `release`" and rows["edges"] == "boolean"
     assert rows["size"] == "list of integers" and rows["runs.*.fit"] == "mapping to value or list of values"
     assert rows["labels"].startswith("text or section as in [labels](#labels-") and "labels.classes" not in rows
-    code = re.compile(r"typing|Annotated|Literal|sis\.|dict|NoneType|None")
+    code = re.compile(r"typing|Annotated|Literal|sis\.|\bdict\b|NoneType|None")
     assert not [key for key, kind in rows.items() if code.search(kind)]
 
 

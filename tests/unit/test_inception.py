@@ -15,6 +15,7 @@ from torch import Tensor
 
 import evaluators  # noqa: F401 - makes torchvision importable, which the peer wants
 from evaluators.features import inception
+from evaluators.nets import inception as nets
 from evaluators.nets.inception import DIMS, Inception
 from evaluators.network import Source, fill_seeded
 from sis.errors import SisError
@@ -68,7 +69,21 @@ def test_features_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_allclose(together[[2, 0, 1]], alone, atol=1e-5 * spread(together))
     monkeypatch.setattr(inception, "_TOGETHER", 2)  # more images than go through the network together
     np.testing.assert_allclose(extractor.features(IMAGES), together, atol=1e-5 * spread(together))
+    monkeypatch.setattr(nets, "_STEM_TOGETHER", 1)
+    np.testing.assert_allclose(extractor.features(IMAGES), together, atol=1e-5 * spread(together))
     assert extractor.features(IMAGES[:0]).shape == (0, 192)
+
+
+def test_a_folded_network_says_the_same() -> None:
+    """Also where torch would choose another convolution for 1x1 kernels: one image, one thread."""
+    network = Inception().eval()
+    fill_seeded(network)
+    x = inception.load({"dims": 64}, Source()).pixels(IMAGES[:1])
+    with torch.inference_mode():
+        plain = network(x)
+        folded = network.fold()(x)
+    np.testing.assert_allclose(folded, plain, atol=1e-5 * spread(plain.numpy()))
+    assert float(plain.std()) > 0
 
 
 def test_stand_in_weights_tell_images_apart() -> None:
@@ -93,7 +108,7 @@ def test_files_without_counters_are_read_and_others_refused(
     old = tmp_path / "old.pth"
     torch.save({k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}, old)
     ours = [inception.load({"dims": 64}, Source([path])).features(IMAGES[:1]) for path in (file, old)]
-    np.testing.assert_array_equal(*ours)
+    np.testing.assert_array_equal(ours[0], ours[1])
     torch.save({k: v for k, v in weights.items() if k != "Mixed_7c.branch_pool.conv.weight"}, old)
     with pytest.raises(SisError, match=r"1 missing: Mixed_7c\.branch_pool\.conv\.weight"):
         inception.load({}, Source([old]))
