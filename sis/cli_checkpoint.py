@@ -16,10 +16,12 @@ def add_checkpoint_commands(commands: _Commands) -> None:
     actions = checkpoint.add_subparsers(title="actions", metavar="ACTION", required=True, help="what to do")
 
     look = _command(actions, "inspect", _checkpoint_inspect, "tell what a file of weights is and which network it fits")
-    look.add_argument("file", type=Path, help="checkpoint (.pt, .safetensors), or a model of ours")
+    look.add_argument(
+        "file", type=Path, help="checkpoint, folder of diffusers, or a model of ours"
+    )
 
     bring = _command(actions, "import", _checkpoint_import, "make the model of a run of somebody's checkpoint")
-    bring.add_argument("file", type=Path, help="checkpoint (.pt, .safetensors)")
+    bring.add_argument("file", type=Path, help="checkpoint (.pt, .ckpt, .safetensors) or a folder of diffusers")
     bring.add_argument("--experiment", required=True, help="name or file of the experiment")
     bring.add_argument("--dataset", required=True, help="dataset of the experiment")
     bring.add_argument("--run", dest="run_name", required=True, help="run of the experiment (name, or id with hash)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,19 +16,27 @@ from typing import Any, Protocol, cast
 from torch import Tensor, nn
 
 import sis.checkpoints
+from sis.checkpoints.diffusers_folder import WeightFolder, read_folder
 from sis.data.atomic import remove_leftovers
 from sis.data.manifest import Manifest, file_sha256, manifest_path, read_manifest, stable_hash
 from sis.data.provenance import RunRecord
 from sis.data.tensors import load_tensors, save_tensors
-from sis.data.weight_files import read_weights, write_weights
+from sis.data.weight_files import WeightFile, read_weights, write_weights
 from sis.errors import SisError, did_you_mean
 
 #: What a user may say of weights; a file does not tell.
 WEIGHTS = ("ema", "raw", "not stated")
 
+#: `organisation/model`, as hubs name what they hold.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.safetensors)(?<!\.ckpt)(?<!\.pt)(?<!\.pth)(?<!\.bin)")
+
 
 class Format(Protocol):
-    """What a file of this package offers if it is an upstream format; its stem is the format's name."""
+    """What a file of this package offers if it is an upstream format; its stem is the format's name.
+
+    One file of weights may be of several formats: a whole checkpoint of Stable Diffusion holds a U-Net and an
+    autoencoder, for a method each. A format that reads folders in the layout of diffusers names their parts in FOLDERS.
+    """
 
     #: The method whose network the weights fill.
     METHOD: str
@@ -70,30 +79,32 @@ def formats() -> dict[str, Format]:
 
 
 def inspect(path: Path) -> dict[str, object]:
-    """What a file of weights is: format, what its format tells, parameters, bytes, sha256.
+    """What a file or folder of weights is: formats, what they tell, parameters, bytes, sha256.
 
     A model of ours (it has a manifest) tells what its manifest says.
     """
-    if manifest_path(path).is_file():
+    if path.is_file() and manifest_path(path).is_file():
         manifest = read_manifest(path, "model")
         tensors, meta = load_tensors(path, "model")
         source = meta.get("source")
         facts: dict[str, object] = {"format": "model of this project", "method": meta["method"]}
         facts |= {"dataset": meta["dataset"], "label channels": meta["label_width"], "fit": meta["fit"]}
         facts |= {"imported from": source["file"], "weights": source["weights"]} if source else {}
-        return facts | _sizes(tensors, path, manifest.files[path.name])
-    file = read_weights(path)
-    name, found = _format_of(file.tensors, path)
+        return facts | _sizes(tensors, path.stat().st_size, manifest.files[path.name])
+    read = _read(path, formats())
+    found = _formats_of(read.tensors, path)
+    facts = {"format": ", ".join(found)}
     with _about(path):
-        facts = {"format": name, **found.describe(file.tensors)}
-    return facts | _sizes(file.tensors, path, file.sha256)
+        for known in found.values():
+            facts |= known.describe(read.tensors)
+    return facts | _sizes(read.tensors, read.bytes, read.sha256)
 
 
 def import_model(file: Path, weights: str, network: nn.Module, target: Target, out: Path) -> Manifest:
-    """Write a foreign file's weights as the model artefact of a run.
+    """Write a foreign file's, or folder's, weights as the model artefact of a run.
 
     Args:
-        file: the foreign file; its name and sha256 go into the artefact's facts.
+        file: the foreign file or folder; its name and sha256 go into the artefact's facts.
         weights: ema, raw or "not stated", as the user says; recorded, since no file tells.
         network: the network of the run's method; it may lie on the meta device.
         target: the run.
@@ -104,13 +115,18 @@ def import_model(file: Path, weights: str, network: nn.Module, target: Target, o
     if weights not in WEIGHTS:
         raise SisError(f"weights are {weights!r}", fix=did_you_mean(weights, WEIGHTS))
     run = RunRecord.start(device="cpu")
-    read = read_weights(file)
-    name, found = _format_of(read.tensors, file)
-    if target.method != found.METHOD:
-        raise SisError(f"a checkpoint of {found.METHOD}, the run's method is {target.method}", where=file)
+    known = {name: known for name, known in formats().items() if target.method == known.METHOD}
+    read = _read(file, known)
+    every = _formats_of(read.tensors, file)
+    fitting = [name for name in every if name in known]
+    if not fitting:
+        methods = " and ".join(sorted({found.METHOD for found in every.values()}))
+        raise SisError(f"a checkpoint of {methods}, the run's method is {target.method}", where=file)
+    name = fitting[0]
     with _about(file):
-        tensors = found.to_model(read.tensors, network, target.fit, file)
+        tensors = known[name].to_model(read.tensors, network, target.fit, file)
     source = {"file": file.name, "sha256": read.sha256, "bytes": read.bytes, "format": name, "weights": weights}
+    source |= {"files": read.files} if isinstance(read, WeightFolder) else {}
     facts = {
         "method": target.method,
         "model_id": target.model_id,
@@ -152,19 +168,39 @@ def _about(path: Path) -> Iterator[None]:
         raise SisError(error.what, where=error.where or path, fix=error.fix) from error
 
 
-def _format_of(state: Mapping[str, Tensor], path: Path) -> tuple[str, Format]:
+def _read(path: Path, known: Mapping[str, Format]) -> WeightFile:
+    """The weights of a file, or of those parts of a folder that some formats read.
+
+    Raises SisError for a name of a hub, too: nothing is downloaded.
+    """
+    if path.is_dir():
+        parts = {part for found in known.values() for part in getattr(found, "FOLDERS", ())}
+        if not parts:
+            raise SisError("a folder, and this method's checkpoints are files", where=path, fix="name the file")
+        return read_folder(path, parts)
+    if not path.exists() and _HUB_ID.fullmatch(str(path)) and not Path(path.parts[0]).is_dir():
+        raise SisError(
+            f"no file or folder is called {path}, and nothing is downloaded from a hub",
+            fix="fetch unet/, vae/ and scheduler/ (config.json, *.safetensors) and name their folder, see "
+            "docs/base-models.md",
+        )
+    return read_weights(path)
+
+
+def _formats_of(state: Mapping[str, Tensor], path: Path) -> dict[str, Format]:
+    """All formats that weights are of, by name."""
     known = formats()
-    for name, found in known.items():
-        if found.recognises(state):
-            return name, found
-    raise SisError(f"weights of no known format ({', '.join(known)}); the first is {next(iter(state))}", where=path)
+    found = {name: known[name] for name in known if known[name].recognises(state)}
+    if not found:
+        raise SisError(f"weights of no known format ({', '.join(known)}); the first is {next(iter(state))}", where=path)
+    return found
 
 
-def _sizes(tensors: Mapping[str, Tensor], path: Path, sha256: str) -> dict[str, object]:
+def _sizes(tensors: Mapping[str, Tensor], size: int, sha256: str) -> dict[str, object]:
     types = Counter(str(value.dtype).removeprefix("torch.") for value in tensors.values())
     return {
         "parameters": f"{sum(value.numel() for value in tensors.values()):,}",
         "tensors": f"{len(tensors)}, {' and '.join(types)}",
-        "bytes": f"{path.stat().st_size:,}",
+        "bytes": f"{size:,}",
         "sha256": sha256,
     }

@@ -26,7 +26,7 @@ class ModelEntry(StrictModel):
     seed: int = Field(default=0, ge=0, description="training seed")
     uses: Uses = Field(default={}, description=USES_TEXT)
     checkpoint: str = Field(
-        default="", description="file or folder of somebody's weights that are imported instead of trained"
+        default="", description="file or folder of weights that are imported, not trained; may contain {dataset}"
     )
     checkpoint_weights: Literal["", "ema", "raw"] = Field(
         default="", description="what those weights are; recorded, since no file tells"

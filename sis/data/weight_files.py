@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sis.data.atomic import atomic_path
+from sis.data.jittor_files import is_jittor, read_jittor
 from sis.data.manifest import file_sha256
 from sis.errors import SisError, first_of
 
@@ -34,7 +35,7 @@ class WeightFile:
 
 
 def read_weights(path: Path) -> WeightFile:
-    """Read a `.safetensors` file, or what torch saved of a plain state dict.
+    """Read a `.safetensors` file, or what torch or Jittor saved of a plain state dict.
 
     Of a training checkpoint with one entry `state_dict` (mmsegmentation, Lightning) that entry alone is taken.
 
@@ -43,7 +44,7 @@ def read_weights(path: Path) -> WeightFile:
     """
     if not path.is_file():
         raise SisError("no such file", where=path)
-    content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    content = _content(path)
     tensors, size = _plain(content, path), path.stat().st_size
     swollen = [name for name, value in tensors.items() if value.nbytes > size]
     if swollen:
@@ -67,6 +68,12 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
 def _own(value: Tensor) -> Tensor:
     """Without the storage behind a view, which would be written too."""
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+
+
+def _content(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        return _safetensors(path)
+    return read_jittor(path) if is_jittor(path) else _pickled(path)
 
 
 def _safetensors(path: Path) -> object:

@@ -42,7 +42,9 @@ def target_of(spec: RunSpec) -> tuple[PatchedUNet, Target]:
 
 
 def test_every_format_of_the_package_is_found_by_its_stem() -> None:
-    assert list(formats()) == ["sdm"] and formats()["sdm"].METHOD == "sdm"
+    found = {name: known.METHOD for name, known in formats().items()}
+    theirs = {"control_ldm": "scp_diff", "ldm_unet": "latent_diffusion", "ldm_vae": "autoencoder_kl", "sdm": "sdm"}
+    assert theirs.items() <= found.items() and "artefact" not in found and "ldm_names" not in found
 
 
 def test_an_imported_checkpoint_is_a_model_that_sampling_accepts_and_that_exports_back(
@@ -117,10 +119,12 @@ def test_checkpoints_of_unknown_formats_and_for_other_methods_are_refused(
 ) -> None:
     write_weights({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
     network, facts = target_of(spec)
-    with pytest.raises(SisError, match=r"no known format \(sdm\); the first is fc\.weight \[.*other\.pt\]"):
+    with pytest.raises(
+        SisError, match=r"no known format \(control_ldm, .*sdm.*\); the first is fc\.weight \[.*other\.pt\]"
+    ):
         import_model(tmp_path / "other.pt", "ema", network, facts, tmp_path / "m.safetensors")
     write_weights(theirs, tmp_path / "a.pt")
-    with pytest.raises(SisError, match="a checkpoint of sdm, the run's method is real"):
+    with pytest.raises(SisError, match="a checkpoint of iidm and sdm, the run's method is real"):
         import_model(tmp_path / "a.pt", "ema", network, replace(facts, method="real"), tmp_path / "m.safetensors")
     with pytest.raises(SisError, match=r"no checkpoint format 'spm' - did you mean 'sdm'\?"):
         export_model(tiny_model, "spm", tmp_path / "out.pt")
@@ -129,7 +133,8 @@ def test_checkpoints_of_unknown_formats_and_for_other_methods_are_refused(
 def test_inspection_tells_the_network_that_a_file_fits(theirs: dict[str, Tensor], tmp_path: Path) -> None:
     write_weights(theirs, tmp_path / "a.pt")
     facts = inspect(tmp_path / "a.pt")
-    assert facts["format"] == "sdm" and facts["label channels"] == LABELS and facts["image channels"] == 3
+    assert facts["format"] == "iidm, sdm"  # the same network for two methods
+    assert facts["label channels"] == LABELS and facts["image channels"] == 3
     assert facts["fit"] == SMALL | {"learn_sigma": True}
     assert facts["image size"] == "both sides divisible by 2"
     assert facts["parameters"] == f"{sum(v.numel() for v in theirs.values()):,}"

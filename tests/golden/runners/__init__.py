@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +51,30 @@ RUNNERS: dict[str, tuple[str, str]] = {
     "eval.upernet": ("eval_upernet", "single"),
     "eval.upernet_multiscale": ("eval_upernet", "multiscale"),
     "gan.spade.preprocess": ("conditions", "spade_preprocess"),
+    "iidm.colour_transfer": ("iidm_chains", "colour_transfer"),
+    "iidm.ddim_i2i": ("iidm_chains", "ddim_i2i"),
+    "iidm.full_model_keys": ("iidm_first_stage", "full_model_keys"),
+    "iidm.jittor_checkpoint": ("iidm_first_stage", "jittor_checkpoint"),
     "iidm.label_onehot": ("conditions", "iidm_label_onehot"),
+    "iidm.pipeline": ("iidm_chains", "pipeline"),
+    "iidm.q_sample": ("iidm_chains", "q_sample"),
+    "iidm.sampler_step": ("iidm_chains", "sampler_step"),
+    "iidm.schedule": ("iidm_chains", "schedules"),
     "iidm.score": ("iidm_scores", "score"),
     "iidm.style_similarity": ("iidm_scores", "style_similarity"),
+    "iidm.training_losses": ("iidm_chains", "training_losses"),
+    "iidm.unet": ("iidm_chains", "unet"),
+    "iidm.vq_autoencoder": ("iidm_first_stage", "vq_autoencoder"),
+    "iidm.weight_average": ("iidm_first_stage", "weight_average"),
+    "scp.cldm_controlnet": ("scp_networks", "cldm_controlnet"),
+    "scp.ddim_joint": ("scp_chains", "ddim_joint"),
+    "scp.ddim_truncation": ("scp_chains", "ddim_truncation"),
+    "scp.diffusers_controlnet": ("scp_networks", "diffusers_controlnet"),
     "scp.hint_encode": ("hints", "hint_encode"),
+    "scp.prior_map": ("scp_priors", "prior_map"),
+    "scp.prior_stats": ("scp_priors", "prior_stats"),
+    "scp.train_step": ("scp_chains", "train_step"),
+    "scp.vae": ("scp_networks", "vae"),
     "sdm.blocks": ("sdm_network", "blocks"),
     "sdm.chain_ddim": ("sdm_network", "chain_ddim"),
     "sdm.chain_ddpm": ("sdm_network", "chain_ddpm"),
@@ -88,12 +109,23 @@ def run_case(folder: Path) -> None:
     runner: Callable[[Case, Data], Found] = getattr(importlib.import_module(f"runners.{module}"), name)
     with np.load(folder / "data.npz", allow_pickle=False) as arrays:
         data = dict(arrays)
-    compare(runner(case, data), {output: data[output] for output in names(case["outputs"])})
+    outputs = [output for entry in names(case["outputs"]) for output in named(entry, data)]
+    compare(runner(case, data), {output: data[output] for output in outputs})
 
 
 def names(entries: list) -> list[str]:
     """The names of a case's inputs or outputs, which stand there alone or with their shapes."""
     return [entry if isinstance(entry, str) else entry["name"] for entry in entries]
+
+
+def named(entry: str, data: Data) -> list[str]:
+    """The arrays that an entry means: one by its name, or all of a pattern (`out__*`, `out0..2`, `stageN_z`)."""
+    if entry in data:
+        return [entry]
+    pattern = re.sub(r"\d+\.\.\d+$", "N", entry.replace("*", ".*")).replace("N", r"\d+")
+    found = [name for name in data if re.fullmatch(pattern, name)]
+    assert found, f"the case has no array of the output {entry!r}"
+    return found
 
 
 def compare(found: Found, expected: Mapping[str, NDArray]) -> None:
