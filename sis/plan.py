@@ -23,6 +23,10 @@ from sis.run_spec import MIRRORED, RunSpec, kept_path
 __all__ = ["Plan", "RunSpec", "load_plan"]
 
 
+#: Metrics that read the reference photograph of each label map.
+_STYLE_METRICS = ("style", "total")
+
+
 @dataclass(frozen=True)
 class Plan:
     """An experiment's runs, the models that they use, and the paths of all artefacts."""
@@ -69,6 +73,19 @@ class Plan:
     def prior(self, dataset: str, prior_id: str) -> str:
         return f"{self.root}/priors/{dataset}/{prior_id}/prior.safetensors"
 
+    def prior_report(self, dataset: str, prior_id: str, name: str) -> str:
+        return f"{self.root}/priors/{dataset}/{prior_id}/report/{name}"
+
+    def prior_reports(self) -> list[str]:
+        """A report of every prior of latents."""
+        found = {(s.dataset.name, s.prior_id) for s in self.runs if s.method.prior_of_latents}
+        return [self.prior_report(*one, "prior.md") for one in sorted(found)]
+
+    def prior_encoder(self, dataset: str, prior_id: str) -> RunSpec:
+        """The autoencoder whose latents a prior is of."""
+        spec = self.of_model(dataset, prior_id)
+        return spec.uses[spec.method.latents]
+
     def images(self, dataset: str, run_id: str) -> str:
         return f"{self.root}/images/{dataset}/{run_id}/manifest.json"
 
@@ -98,7 +115,7 @@ class Plan:
         inputs["pairs"] = self.pairs(card.dataset, card.split)
         if card.labels:
             inputs["full_labels"] = self.pairs(card.labels, card.split)
-        if files.dataset_card(card.dataset).splits[card.split].references:
+        if any(entry.stem in _STYLE_METRICS for entry in card.entries()):
             inputs["styles"] = self.pairs(card.dataset, "train")
         return inputs
 

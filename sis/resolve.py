@@ -55,7 +55,9 @@ class Resolver:
         if name not in known:
             raise self._refusal(f"nothing is called {name!r}", did_you_mean(name, known))
         base = files.named("bases", name, BaseCard)
-        return base.model_copy(update={"checkpoint": f"{self.settings.weights.rstrip('/')}/{base.checkpoint}"})
+        fit = base.fit if base.prediction_type == "none" else {**base.fit, "prediction_type": base.prediction_type}
+        checkpoint = f"{self.settings.weights.rstrip('/')}/{base.checkpoint}"
+        return base.model_copy(update={"checkpoint": checkpoint, "fit": fit})
 
     def _changed(self, entry: _Entry, name: str) -> _Entry:
         """The entry with what this dataset's `changes:` say of a name."""
@@ -85,8 +87,9 @@ class Resolver:
         samples = run.samples_per_map or (1 if method.deterministic else asked)
         return RunSpec(
             self.card, self.protocol, name, method, entry.title or method.title, fit, run.sample, entry.seed,
-            chosen.sample_seed, samples, chosen.batch_size, chosen.shard_size, chosen.threads, entry.checkpoint,
-            entry.checkpoint_weights, run.image_set, run.prior, uses, run.at_step, ensemble,
+            chosen.sample_seed, samples, chosen.batch_size, chosen.shard_size, chosen.threads,
+            entry.checkpoint.replace("{dataset}", self.card.name), entry.checkpoint_weights, run.image_set, run.prior,
+            uses, run.at_step, ensemble,
         )  # fmt: skip
 
     def _ensemble(self, name: str, run: Run) -> Ensemble | None:
@@ -109,8 +112,8 @@ class Resolver:
         return Ensemble(members, card.best, card.by)
 
     def _refuse_what_cannot_be(self, name: str, entry: Run | ModelEntry, method: MethodInfo) -> None:
-        sample = entry.sample if isinstance(entry, Run) else {}
-        if method.shows_photographs(sample) and not self.card.splits[self.protocol.split].photographs:
+        shows = isinstance(entry, Run) and method.shows_photographs(entry.sample)
+        if shows and not self.card.splits[self.protocol.split].photographs:
             split = f"{self.card.name}/{self.protocol.split}"
             fix = "leave it out, or name the `datasets:` that it runs on"
             raise self._refusal(f"run {name!r} shows real photographs, {split} has none", fix)

@@ -12,7 +12,6 @@ from sis.config.protocols import ProtocolCard
 from sis.data.manifest import stable_hash
 from sis.methods.discovery import MethodInfo
 
-
 #: How the name of latents ends that hold the mirrored pictures too.
 MIRRORED = "-mirrored"
 

@@ -89,7 +89,7 @@ def _role(spec: RunSpec, model: Path | None, device: str) -> Method:
 def _latents(spec: RunSpec, folder: Path | None, device: str) -> LatentSet | None:
     if folder is None:
         return None
-    found = LatentSet.open(folder, device)
+    found = LatentSet.open(folder, "cpu" if device == "meta" else device)
     wanted = spec.uses[spec.method.latents].model_id
     if found.autoencoder != wanted:
         what = f"these latents are of the autoencoder {found.autoencoder}, the run uses {wanted}"

@@ -6,15 +6,18 @@ The harness supplies data, device, padded batches of fixed size, noise, checkpoi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sis.config.base import StrictModel
 from sis.config.cards import DatasetCard
 from sis.data.labels import LabelSpace
+from sis.errors import SisError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from sis.data.latents import LatentSet
@@ -125,7 +128,7 @@ class Method:
     def __init__(self, context: Context, fit: Any, sample: Any, prior: Any = None) -> None:
         """Keep the context and the validated parameters; `build` makes the network."""
         self.context, self.fit_params, self.sample_params = context, fit, sample
-        self.prior_params = self.PriorParams() if prior is None else prior
+        self.prior_params: Any = self.PriorParams() if prior is None else prior
         self.build()
 
     def build(self) -> None:
@@ -138,6 +141,14 @@ class Method:
     def prior(self, data: TrainingData) -> dict[str, Tensor]:
         """Statistics of the training set that sampling needs, as named tensors."""
         raise NotImplementedError
+
+    def prior_shard(self, data: TrainingData, index: int, count: int) -> dict[str, Tensor]:
+        """The statistics behind the prior over part `index` of `count` of the training set, as named tensors."""
+        raise SisError("this method's prior is computed in one piece", fix="leave out --shard")
+
+    def merged_prior(self, shards: Sequence[Path]) -> dict[str, Tensor]:
+        """What `prior` returns, from the files of all parts in any order."""
+        raise SisError("this method's prior is computed in one piece", fix="leave out --merge")
 
     def sample(self, maps: MapBatch, noise: Noise) -> Tensor:
         """Turn label maps into uint8 images `(b, 3, h, w)`, with no randomness but `noise`."""

@@ -205,7 +205,8 @@ def _made(spec: RunSpec, folder: Path, device: str) -> tuple[Path | None, Path |
     from sis.methods.build import UsedFiles
     from sis.run_spec import MIRRORED
     from sis.training.encode import encode_split
-    from sis.training.train import compute_prior, train_model
+    from sis.training.prior import compute_prior
+    from sis.training.train import train_model
 
     for other in spec.uses.values():
         if not _model(folder, other).is_file():

@@ -83,7 +83,10 @@ def _maker(job: SampleJob, pairs: PairSet, keys: list[Key], asked: list[Key]) ->
     if spec.method.kind != "python":
         raise SisError(f"method {spec.method.name} has a rule of its own", where=spec.method.path, fix="run that rule")
     _refuse_missing(job)
-    prior = load_tensors(job.prior, "prior")[0] if job.prior else None
+    prior, facts = load_tensors(job.prior, "prior") if job.prior else (None, {})
+    if facts.get("latents", spec.latents_id) != spec.latents_id:
+        what = f"this prior is of {facts['latents']}, the run uses {spec.latents_id}"
+        raise SisError(what, where=job.prior, fix="compute the prior again")
     method = build_method(spec, job.device, pairs, prior, UsedFiles(job.uses))
     if spec.method.trains:
         if job.model is None:

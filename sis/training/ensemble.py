@@ -59,7 +59,10 @@ def _value(path: Path, metric: str) -> tuple[float, str]:
     table = read_table(path, SCORES)
     columns = table.select(["metric", "class_name", "value", "direction"]).to_pylist()
     rows = [row for row in columns if not row["class_name"] and row["value"] is not None]
-    found = [r for r in rows if r["metric"].partition("[")[0] == metric]
+    named = [(row["metric"].partition("[")[0], row) for row in rows]
+    found = [row for name, row in named if name == metric]
+    # A protocol's metric adds to its name what it is judged by: fd-scenes-segmenter.
+    found = found or [row for name, row in named if name.startswith(f"{metric}-")]
     if len(found) != 1:
         known = first_of(sorted({r["metric"] for r in rows}), 12)
         raise SisError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stages 2 and 3 for one method: train its network, or compute its prior."""
+"""Stage 2 for one method: train its network."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def train_model(
     with ranks.together():
         if not spec.method.trains:
             raise SisError(f"method {spec.method.name} does not train")
-        pairs = _training_pairs(spec, pairs_folder)
-        _refuse_missing(spec, used, spec.used("fit"))
+        pairs = training_pairs(spec, pairs_folder)
+        refuse_missing(spec, used, spec.used("fit"))
         key, made_of = _identity(spec, pairs, device, ranks, used)
     ranks.agree({name: made_of[name] for name in ("model", "data", "code")})
     finished = _finished(out, key) if ranks.first else None
@@ -65,7 +65,7 @@ def train_model(
         return finished
     with ranks.together():
         method = build_method(spec, device, None, None, used)
-        sampler, data = preview_sampler(spec, method, pairs, device), _data(pairs, pairs_folder)
+        sampler, data = preview_sampler(spec, method, pairs, device), training_data(pairs, pairs_folder)
     config = _config(spec, method, pairs)
     training = TrainingRun(
         out.parent / "work", stable_hash(made_of, 16), spec.seed, device, f"{spec.dataset.name}/{spec.model_id}",
@@ -75,7 +75,8 @@ def train_model(
     return _publish(method, training, config | {"key": key}, out, run) if ranks.first else None
 
 
-def _refuse_missing(spec: RunSpec, used: UsedFiles, roles: dict[str, RunSpec]) -> None:
+def refuse_missing(spec: RunSpec, used: UsedFiles, roles: dict[str, RunSpec]) -> None:
+    """Raise SisError unless the models of these roles, and the encoded split of a method that reads one, are given."""
     for role, other in roles.items():
         if role not in used.models:
             raise SisError(f"{spec.name} uses the {role} {other.name}", fix=f"give --uses {role}=MODEL")
@@ -173,39 +174,14 @@ def _finished(out: Path, key: str) -> Manifest | None:
     return manifest if manifest.meta.get("key") == key else None
 
 
-def compute_prior(
-    spec: RunSpec,
-    pairs_folder: Path,
-    out: Path,
-    device: str,
-    used: UsedFiles = NO_FILES,
-) -> Manifest:
-    """Compute the prior of a run from the training pairs, or from what an autoencoder made of them."""
-    if not spec.method.has_prior:
-        raise SisError(f"method {spec.method.name} has no prior")
-    run = RunRecord.start(device=device)
-    pairs = _training_pairs(spec, pairs_folder)
-    _refuse_missing(spec, used, {})
-    method = build_method(spec, device, None, None, used)
-    tensors = method.prior(_data(pairs, pairs_folder))
-    facts = {
-        "method": spec.method.name,
-        "prior_id": spec.prior_id,
-        "dataset": spec.dataset.name,
-        "count": len(pairs),
-    }
-    if spec.latents_id:
-        facts |= {"latents": spec.latents_id, "prior": method.prior_params.model_dump()}
-    save_tensors(tensors, out, "prior", facts, run)
-    return read_manifest(out, "prior")
-
-
-def _data(pairs: PairSet, folder: Path) -> TrainingData:
+def training_data(pairs: PairSet, folder: Path) -> TrainingData:
+    """The training data of pairs, with their cache beside them."""
     place = folder if folder.is_dir() else folder.parent
     return TrainingData.open(pairs, place / "decoded")
 
 
-def _training_pairs(spec: RunSpec, folder: Path) -> PairSet:
+def training_pairs(spec: RunSpec, folder: Path) -> PairSet:
+    """The train split of a run's dataset; raises SisError for any other pairs."""
     pairs = PairSet.open(folder)
     if (pairs.dataset, pairs.split) != (spec.dataset.name, "train"):
         raise SisError(f"training needs {spec.dataset.name}/train, these are pairs of {pairs.dataset}/{pairs.split}")

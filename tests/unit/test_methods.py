@@ -29,7 +29,7 @@ from sis.plan import RunSpec
 from sis.project.scaffold import scaffold
 from sis.sampling.python_method import batch_maker
 from sis.sampling.run import SampleJob, sample_run
-from sis.training.train import compute_prior
+from sis.training.prior import compute_prior
 
 Paint = Callable[..., NDArray[np.uint8]]
 

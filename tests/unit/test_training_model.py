@@ -22,7 +22,8 @@ from sis.data.tensors import load_tensors, save_tensors
 from sis.errors import SisError
 from sis.methods.build import build_method, load_weights
 from sis.plan import RunSpec
-from sis.training.train import compute_prior, train_model
+from sis.training.prior import compute_prior
+from sis.training.train import train_model
 
 no_thread_is_left = small_training.no_thread_is_left
 

@@ -24,3 +24,49 @@ rule prior:
     shell:
         "sis prior --experiment {resources.experiment} --dataset {wildcards.dataset} --run {resources.run}"
         " --pairs {input.pairs} {params.options} --device {resources.device} --out {output.prior} 2>&1 | tee {log}"
+
+
+# `snakemake priors`: what every prior of latents rests on, in numbers and pictures; `all` does not ask for it.
+rule describe_prior:
+    input:
+        prior=plan.prior("{dataset}", "{prior}"),
+        pairs=lambda wildcards: plan.pairs(
+            wildcards.dataset,
+            plan.of_model(wildcards.dataset, wildcards.prior).protocol.split,
+        ),
+        autoencoder=lambda wildcards: plan.model(
+            wildcards.dataset,
+            plan.prior_encoder(wildcards.dataset, wildcards.prior).model_id,
+        ),
+    output:
+        text=plan.prior_report("{dataset}", "{prior}", "prior.md"),
+        facts=plan.prior_report("{dataset}", "{prior}", "prior.json"),
+        picture=report(
+            plan.prior_report("{dataset}", "{prior}", "prior.png"),
+            caption="../report/prior.rst",
+            category="Priors",
+            labels={"dataset": "{dataset}"},
+        ),
+    log:
+        "logs/prior/{dataset}.{prior}.report.log",
+    conda:
+        "../envs/sis.yaml"
+    resources:
+        experiment=plan.experiment.name,
+        run=lambda wildcards: plan.of_model(wildcards.dataset, wildcards.prior).name,
+        device=plan.settings.device,
+    params:
+        out=subpath(output.text, parent=True),
+    shell:
+        "sis prior-report --experiment {resources.experiment} --dataset {wildcards.dataset} --run {resources.run}"
+        " --prior {input.prior} --pairs {input.pairs} --autoencoder {input.autoencoder} --device {resources.device}"
+        " --out {params.out} 2>&1 | tee {log}"
+
+
+rule priors:
+    input:
+        plan.prior_reports(),
+
+
+localrules:
+    priors,
