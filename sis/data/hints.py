@@ -9,14 +9,22 @@ Cityscapes in bytes: rounded to whole levels after the filter.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sis.data.labels import LabelSpace
 from sis.data.resize import Size, bilinear, rounded
 from sis.errors import SisError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _GRID, _STEP = 7, 30
+
+#: ADE20K's colour grid, Pascal VOC's colours (COCO-Stuff), or the label table's own (Cityscapes).
+Palette = Literal["grid", "voc", "colours"]
 
 
 def grid_palette(count: int) -> NDArray[np.uint8]:
@@ -40,6 +48,30 @@ def voc_palette(count: int, dead: Collection[int]) -> NDArray[np.uint8]:
         palette |= ((number >> (3 * bit + np.arange(3)) & 1) << (7 - bit)).astype(np.uint8)
     palette[list(dead)] = 0
     return palette
+
+
+def channel_palette(space: LabelSpace, name: Palette) -> NDArray[np.uint8]:
+    """Colours by one-hot channel, uint8 `(width, 3)`; the void channel is black.
+
+    The first two palettes colour the values of label files, as the released code does, the third one colours classes.
+    """
+    ids = np.arange(space.count, dtype=np.uint8)
+    if name == "colours":
+        colours = space.palette()[ids]
+    else:
+        values = space.to_file(ids)
+        count = int(values.max()) + 1
+        dead = [int(values[c.id]) for c in space.classes if c.dead]
+        colours = (grid_palette(count) if name == "grid" else voc_palette(count, dead))[values]
+    return np.concatenate([colours, np.zeros((space.width - space.count, 3), np.uint8)])
+
+
+def hints_of(labels: Tensor, palette: NDArray[np.uint8]) -> Tensor:
+    """Hints float32 `(b, 3, h, w)` in [0, 1] of label maps `(b, h, w)` that hold channels of `channel_palette`."""
+    import torch
+
+    colours = torch.from_numpy(palette / np.float32(255)).to(labels.device)
+    return colours[labels].permute(0, 3, 1, 2).contiguous()
 
 
 def coloured(values: NDArray[np.uint8], palette: NDArray[np.uint8], black: int | None = None) -> NDArray[np.uint8]:

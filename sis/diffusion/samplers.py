@@ -97,7 +97,7 @@ def ddim(
         start = predict_start(schedule, x, i, prediction.eps, clip, statistics)
         eps = (take(1 / np.sqrt(bar), i, x) * x - start) / take(np.sqrt(1 / bar - 1), i, x)
         x = take(np.sqrt(prev), i, x) * start + take(direction, i, x) * eps
-        if eta and index:
+        if sigma[index] > 0:  # also in the last step of a chain that does not end without noise
             step = noise.normal("ddim", int(schedule.timesteps[index]), tuple(x.shape[1:]))
             x = x + take(sigma, i, x) * step
     return x

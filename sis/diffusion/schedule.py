@@ -22,11 +22,13 @@ class Schedule:
     """A chain of noise levels.
 
     betas: float64 `(n,)`; timesteps: int64 `(n,)`, the step of the full chain that each entry stands for (the network
-    was trained on those).
+    was trained on those). before: alpha-bar of what the first entry leads to; 1 is the clean picture, latent diffusion
+    stops a little above it (see `leading`).
     """
 
     betas: NDArray[np.float64]
     timesteps: NDArray[np.int64]
+    before: float = 1.0
 
     def __len__(self) -> int:
         return len(self.betas)
@@ -34,11 +36,11 @@ class Schedule:
     @cached_property
     def alphas_cumprod(self) -> NDArray[np.float64]:
         """Share of signal variance left at each step, alpha-bar."""
-        return np.cumprod(1.0 - self.betas, dtype=np.float64)
+        return self.before * np.cumprod(1.0 - self.betas, dtype=np.float64)
 
     @cached_property
     def alphas_cumprod_prev(self) -> NDArray[np.float64]:
-        return np.concatenate((np.ones(1), self.alphas_cumprod[:-1]))
+        return np.concatenate((np.full(1, self.before), self.alphas_cumprod[:-1]))
 
     @cached_property
     def posterior_variance(self) -> NDArray[np.float64]:
@@ -70,9 +72,37 @@ class Schedule:
             steps: 25 or "25": so many, evenly spaced, first and last included; "10,15,20": so many of each equal
                 section; "ddim25": so many at a whole stride from the first. Raises SisError where there are none such.
         """
-        kept = _kept(len(self), str(steps))
+        return self._keeping(_kept(len(self), str(steps)), self.before)
+
+    def leading(self, steps: int, exact: bool = True) -> Schedule:
+        """Keep 1, 1 + stride, 1 + 2 stride, ... with stride = n // steps, as latent diffusion's DDIM does.
+
+        The chain ends at alpha-bar of step 0, which it does not visit ("set_alpha_to_one: false", "steps_offset: 1").
+
+        Args:
+            steps: how many; of 1000, 20 gives 1, 51, ..., 951.
+            exact: as diffusers' spacing "leading". False: as the authors of latent diffusion, who go on to the end of
+                the schedule, so that a number that does not divide n gives more steps than asked for (30 of 1000: 31).
+
+        Raises SisError where there are no such steps.
+        """
+        total = len(self)
+        if not 1 <= steps <= total:
+            raise SisError(f"cannot keep {steps} of {total} diffusion steps")
+        stride = total // steps
+        kept = list(range(1, total + 1, stride))[: steps if exact else None]
+        if kept[-1] >= total:
+            what = f"{steps} steps of {stride} from step 1 go beyond the last of {total} diffusion steps"
+            raise SisError(what, fix="take a number that leaves room, as 20 or 50 of 1000")
+        return self._keeping(kept, float(self.alphas_cumprod[0]))
+
+    def up_to(self, count: int) -> Schedule:
+        """The first `count` entries: where a chain is run that starts below the full noise."""
+        return Schedule(self.betas[:count], self.timesteps[:count], self.before)
+
+    def _keeping(self, kept: list[int], before: float) -> Schedule:
         bar = self.alphas_cumprod[kept]
-        return Schedule(1.0 - bar / np.append(1.0, bar[:-1]), self.timesteps[kept])
+        return Schedule(1.0 - bar / np.append(before, bar[:-1]), self.timesteps[kept], before)
 
     def q_sample(self, start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = sqrt(alpha-bar_t) x_0 + sqrt(1 - alpha-bar_t) noise for indices t `(b,)` (SDM, Eq. 2)."""
@@ -118,6 +148,11 @@ def linear(steps: int = 1000) -> Schedule:
         raise SisError(f"a linear schedule needs more than 20 steps, found {steps}")
     scale = 1000 / steps
     return Schedule(np.linspace(scale * 1e-4, scale * 0.02, steps), np.arange(steps))
+
+
+def scaled_linear(steps: int = 1000, first: float = 0.00085, last: float = 0.012) -> Schedule:
+    """The schedule of latent diffusion (Stable Diffusion): square roots of beta rise evenly from `first` to `last`."""
+    return Schedule(np.linspace(first**0.5, last**0.5, steps) ** 2, np.arange(steps))
 
 
 def cosine(steps: int = 1000) -> Schedule:
