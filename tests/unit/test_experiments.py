@@ -19,6 +19,7 @@ from sis.publish.published import PlannedRun, load_published, numbers_beside
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "config" / "experiments"
 PAPERS = ["sdm_table1", "sdm_table3", "sdm_table4", "sdm_table5"]
+LATENT_PAPERS = ["scp_table1", "scp_table2", "scp_table3", "iidm_table1", "iidm_table2"]
 SCENES = ["scenes_sdm_table4", "scenes_sdm_table5", "scenes_sdm_steps"]
 
 #: Experiment -> datasets, trained models, image sets.
@@ -178,16 +179,20 @@ def test_no_number_of_a_judge_trained_here_meets_a_papers(name: str) -> None:
     plan = load_plan(experiment=name)
     beside = _published(plan)
     met = set() if beside is None else set(zip(beside["dataset"], beside["metric"].str.casefold(), strict=True))
-    assert bool(met) == (name in PAPERS)
+    assert bool(met) == (name in (*PAPERS, *LATENT_PAPERS))
     for dataset, use in plan.experiment.datasets.items():
         card = files.named("protocols", use.protocol, ProtocolCard)
         columns = {called(entry).casefold() for entry in card.entries()}
-        if name in PAPERS:
-            assert card.trained_segmenter() is None and use.protocol.endswith("_sdm")
-            assert {column for _, column in met} <= {"miou-sdm", "fid-sdm", "lpips-sdm"} <= columns
+        if name in (*PAPERS, *LATENT_PAPERS):
+            paper = name.partition("_")[0]
+            assert card.trained_segmenter() is None and use.protocol.endswith(f"_{paper}")
+            shared = {column for place, column in met if place == dataset} & columns
+            assert shared and all(column.endswith(f"-{paper}") or column == "fid" for column in shared)
+            assert "fid" not in shared or paper == "iidm"
             continue
         assert not {(dataset, column) for column in columns} & met
-        assert not {column for column in columns if column.startswith(("fid", "kid"))}
+        inception = {called(entry).casefold() for entry in card.entries() if entry.card.features.name == "inception"}
+        assert not {column for column in columns - inception if column.startswith(("fid", "kid"))}
 
 
 def test_protocols_of_real_datasets_name_the_local_judge_and_its_limits() -> None:

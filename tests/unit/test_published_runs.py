@@ -67,9 +67,9 @@ def test_methods_without_runs_and_runs_without_numbers_are_harmless() -> None:
 
 
 def test_another_card_of_a_dataset_meets_its_numbers_only_when_it_says_so() -> None:
-    runs = {"joint": {"method": "controlnet", "published": "joint prior"}}
+    runs = {"joint": {"method": "scp_diff", "published": "joint prior"}}
     tables = ["scp_table1"]
-    silent = _experiment(runs | {"joint": {"method": "controlnet"}}, datasets={"ade20k_512": {"protocol": "p"}})
+    silent = _experiment(runs | {"joint": {"method": "scp_diff"}}, datasets={"ade20k_512": {"protocol": "p"}})
     assert _beside(silent).empty
     said = _experiment(runs, datasets={"ade20k_512": {"protocol": "p", "published": "ade20k"}}, published=tables)
     beside = _beside(said)
