@@ -109,6 +109,8 @@ def protocol_record(entry: Entry, facts: Facts, reference: Facts, meta: dict[str
     module = metric.module
     circumstances = {k: meta[k] for k in getattr(module, "META_SETTINGS", ())}
     settings: dict[str, JsonValue] = {**module.settings(card), **circumstances}
+    if card.samples.drawn and getattr(metric.module, "USES_REFERENCE", False):
+        settings["drawn"] = {**card.samples.drawn.model_dump(), "reference_as_drawn": card.reference.as_drawn}
     if metric.parts:
         settings["parts"] = {part: find_metric(part).module.settings(card) for part in metric.parts}
     asked = asked_by(find_metric(metric.source), card) if not metric.parts else None

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,8 +85,28 @@ def feature_sets(rows: Partial, weights: NDArray, judge: Judge, least: int = 2) 
         raise SisError(
             f"the metric needs the features of {least} real images or more, found {found}", fix="measure the reference"
         )
-    real = judge.reference.columns["features"]
-    return FeatureSets(rows.columns["features"], real, np.asarray(weights, np.float64)[:, rows.by_map()])
+    ours, real = rows.columns["features"], judge.reference.columns["features"]
+    weights = np.asarray(weights, np.float64)[:, rows.by_map()]
+    card = judge.card
+    if card.samples.drawn is None:
+        return FeatureSets(ours, real, weights)
+    drawn = card.samples.drawn
+    times = np.array(times_drawn(len(rows.maps), drawn.images, drawn.seed))
+    if times.max() > samples_of(card):
+        fix = f"sample {times.max()} images a map, and set `samples.distribution` to that"
+        raise SisError(f"a label map was drawn {times.max()} times and has {samples_of(card)} samples", fix=fix)
+    taken = rows.sample_indices < times[rows.by_map()]
+    real = np.repeat(real, times, axis=0) if card.reference.as_drawn else real
+    return FeatureSets(ours[taken], real, weights[:, taken])
+
+
+@functools.cache
+def times_drawn(maps: int, images: int, seed: int) -> tuple[int, ...]:
+    """How often each of so many label maps is drawn for so many images, in the order of their ids."""
+    counts = [0] * maps
+    for place in random.Random(seed).choices(range(maps), k=images):
+        counts[place] += 1
+    return tuple(counts)
 
 
 def too_few(weights: NDArray, least: int = 2) -> Finished:

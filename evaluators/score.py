@@ -206,6 +206,8 @@ def _lacking(metric: MetricFile, card: ProtocolCard, ours: Measured) -> str:
 def _n_images(metric: MetricFile, card: ProtocolCard, ours: Measured) -> int:
     if metric.module.NEEDS == "meta":
         return ours.meta["rows"]
+    if card.samples.drawn and getattr(metric.module, "USES_REFERENCE", False):
+        return card.samples.drawn.images
     return ours.facts.maps * metric.module.samples(card)
 
 

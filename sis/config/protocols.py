@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -14,11 +14,21 @@ from sis.data.manifest import stable_hash
 from sis.errors import SisError
 
 
+class DrawCard(StrictModel):
+    """Label maps drawn with replacement: the m-th time that one is drawn, its m-th sample counts."""
+
+    images: Positive = Field(description="images in all")
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of Python's `random.choices`")
+
+
 class ReferenceCard(StrictModel):
     """The real images that generated ones are compared with."""
 
     split: Name = Field(description="split of the dataset whose photographs are the reference")
     count: Positive | None = Field(default=None, description="the first so many by image id; null = the whole split")
+    as_drawn: bool = Field(
+        default=False, description="with `samples.drawn`: each photograph counts as often as its label map was drawn"
+    )
 
 
 class SamplesCard(StrictModel):
@@ -30,6 +40,9 @@ class SamplesCard(StrictModel):
     )
     distribution: Positive | None = Field(
         default=None, description="samples per label map for fid and its kin; null: as many as `quality`"
+    )
+    drawn: DrawCard | None = Field(
+        default=None, description="of those, fid and its kin take label maps drawn with replacement; null: all"
     )
 
 
@@ -89,6 +102,15 @@ class ProtocolCard(StrictModel):
     bootstrap: BootstrapCard = Field(description="intervals")
     batch_size: Positive = Field(default=32, description="fixed batch of the judging networks; the last is padded")
     version: Positive = Field(description="raise it when the meaning of the protocol changes")
+
+    @model_validator(mode="after")
+    def _photographs_are_those_of_the_drawn_maps(self) -> Self:
+        if self.reference.as_drawn:
+            if self.samples.drawn is None:
+                raise ValueError("reference.as_drawn needs `samples.drawn`")
+            if self.reference.split != self.split or self.reference.count is not None:
+                raise ValueError("reference.as_drawn needs the whole split whose label maps are drawn")
+        return self
 
     @model_validator(mode="before")
     @classmethod

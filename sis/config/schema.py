@@ -16,6 +16,7 @@ from sis.config.experiment import Experiment, Settings
 from sis.config.files import dataset_card, experiment, label_space, method_card, named, project_root, settings
 from sis.config.judges import SegmenterPreset
 from sis.config.models import BaseCard
+from sis.config.prompts import PromptCard, prompt_card
 from sis.config.protocols import ProtocolCard
 from sis.data.atomic import write_text_atomic
 from sis.data.labels import LabelSpace
@@ -28,6 +29,7 @@ KINDS: dict[str, tuple[str, type[BaseModel]]] = {
     "dataset": ("config/datasets/<name>.yaml", DatasetCard),
     "labels": ("config/labels/<name>.yaml", LabelSpace),
     "base": ("config/bases/<name>.yaml", BaseCard),
+    "prompts": ("config/prompts/<name>.yaml", PromptCard),
     "method": ("config/methods/<name>.yaml", MethodCard),
     "protocol": ("config/protocols/<name>.yaml", ProtocolCard),
     "segmenter": ("config/segmenters/<name>.yaml", SegmenterPreset),
@@ -73,6 +75,7 @@ def check_all() -> str:
         "protocols": lambda name: named("protocols", name, ProtocolCard),
         "segmenters": lambda name: named("segmenters", name, SegmenterPreset),
         "bases": lambda name: named("bases", name, BaseCard),
+        "prompts": prompt_card,
         "methods": lambda name: method_card(config / "methods" / f"{name}.yaml"),
     }
     count = 1

@@ -48,6 +48,7 @@ class Learner:
             network.checkpointing = recipe.checkpointing  # type: ignore[assignment]
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
         trained = [p for p in network.parameters() if p.requires_grad]
+        self._frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
         self.optimiser = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.precision = Precision(recipe.precision, device)
         self._skipped = 0
@@ -174,7 +175,7 @@ class Learner:
     @torch.no_grad()
     def _average(self, decay: float) -> None:
         for name, value in self.network.state_dict().items():
-            if value.is_floating_point():
+            if value.is_floating_point() and name not in self._frozen:
                 self.average[name].lerp_(value, 1 - decay)
 
     def _explain_memory(self, step: int, part: TrainBatch) -> NoReturn:
