@@ -16,9 +16,7 @@ def add_checkpoint_commands(commands: _Commands) -> None:
     actions = checkpoint.add_subparsers(title="actions", metavar="ACTION", required=True, help="what to do")
 
     look = _command(actions, "inspect", _checkpoint_inspect, "tell what a file of weights is and which network it fits")
-    look.add_argument(
-        "file", type=Path, help="checkpoint, folder of diffusers, or a model of ours"
-    )
+    look.add_argument("file", type=Path, help="checkpoint, folder of diffusers, or a model of ours")
 
     bring = _command(actions, "import", _checkpoint_import, "make the model of a run of somebody's checkpoint")
     bring.add_argument("file", type=Path, help="checkpoint (.pt, .ckpt, .safetensors) or a folder of diffusers")

@@ -22,9 +22,7 @@ def add_prior_commands(commands: _Commands) -> None:
     prior.add_argument("--latents", type=Path, help="the encoded training split, for methods that read one")
     parts = prior.add_mutually_exclusive_group()
     parts.add_argument("--shard", default="", metavar="I/N", help="statistics over part I (from 0) of N, to be merged")
-    parts.add_argument(
-        "--merge", nargs="+", type=Path, metavar="FILE", help="make the prior of all parts"
-    )
+    parts.add_argument("--merge", nargs="+", type=Path, metavar="FILE", help="make the prior of all parts")
     prior.add_argument("--out", required=True, type=Path, help="the prior's file (.safetensors)")
 
     report = _command(commands, "prior-report", _report, "show what a prior rests on: counts, fall-backs, pictures")

@@ -57,6 +57,6 @@ def test_links_between_documents_lead_somewhere(page: Path) -> None:
 def test_the_readme_names_only_commands_that_exist() -> None:
     from sis.cli import build_parser
 
-    known = set(re.findall(r"^    ([\w-]+) ", build_parser().format_help(), re.MULTILINE))
+    known = set(re.findall(r"^    ([\w-]+)\b", build_parser().format_help(), re.MULTILINE))
     named = set(re.findall(r"`sis ([\w-]+)", (ROOT / "README.md").read_text()))
     assert named <= known
