@@ -24,7 +24,7 @@ SNAKEMAKE = ("snakemake", "all", "priors", "--profile", "workflow/profiles/local
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = copy_project(tmp_path_factory.mktemp("latent"))
-    project.run(*SNAKEMAKE)
+    project.run(*SNAKEMAKE, timeout=1800)
     return project
 
 
