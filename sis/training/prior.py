@@ -67,7 +67,8 @@ def _method(spec: RunSpec, device: str, used: UsedFiles) -> Method:
         raise SisError(f"method {spec.method.name} has no prior")
     # Nothing but latents is needed: a network of a billion weights would be made for nothing.
     with torch.device("meta") if spec.method.prior_of_latents else nullcontext():
-        return build_method(spec, "meta" if spec.method.prior_of_latents else device, None, None, used)
+        place, latents = "meta" if spec.method.prior_of_latents else device, UsedFiles(latents=used.latents)
+        return build_method(spec, place, None, None, latents)
 
 
 def _written(
