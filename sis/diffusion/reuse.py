@@ -10,12 +10,14 @@ None of it changes the mathematics (docs/performance.md has the figures).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from sis.diffusion.denoiser import Denoiser, Prediction, mixed, prediction
+from sis.config.base import StrictModel
+from sis.diffusion.denoiser import Denoiser, Prediction, guided, mixed, network_denoiser, prediction
 from sis.diffusion.schedule import Schedule
 from sis.errors import SisError
 from sis.nets.modulation import LabelMaps
@@ -44,6 +46,41 @@ class Reuse:
     def __post_init__(self) -> None:
         if self.bitwise and (self.compiled or self.dtype != torch.float32):
             raise SisError("bitwise reuse works in float32 and is not compiled", fix="drop one of the two wishes")
+
+
+class ReuseParams(StrictModel):
+    """Sampling parameters of every method on SDM's network: how much of the work is shared, and in which type."""
+
+    fast: bool | Literal["bitwise"] = Field(
+        default="bitwise",
+        description="reuse what steps share: `bitwise` the same bits, `true` quicker, equal to about 1e-5",
+    )
+    reuse_memory: int = Field(default=2048, ge=0, description="MiB that reuse may keep for a batch")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        default="auto", description="of convolutions with `fast: true`: auto is float16 on a GPU, float32 on a CPU"
+    )
+    compiled: bool = Field(default=False, description="let torch.compile fuse the pass of `fast: true`")
+
+    def reuse(self, gpu: bool) -> Reuse:
+        """What these parameters mean on a device; `fast: false` means none of it."""
+        auto = "float16" if gpu and self.fast is True else "float32"
+        dtype = getattr(torch, auto if self.dtype == "auto" else self.dtype)
+        return Reuse(self.fast == "bitwise", self.reuse_memory * 2**20, dtype, self.compiled)
+
+
+def guided_network(
+    network: SDMUNet | PatchedUNet,
+    label: Tensor,
+    scale: float,
+    learn_sigma: bool,
+    params: ReuseParams,
+    velocity: Schedule | None = None,
+) -> Denoiser:
+    """The network under label maps `(b, k, h, w)` with guidance against none, plainly or with reuse."""
+    if params.fast:
+        return reused_guided(network, label, scale, learn_sigma, velocity, params.reuse(label.is_cuda))
+    with_label = network_denoiser(network, label, learn_sigma, velocity)
+    return guided(with_label, network_denoiser(network, torch.zeros_like(label), learn_sigma, velocity), scale)
 
 
 class _Pass(Protocol):

@@ -10,19 +10,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sis.config.base import StrictModel
 from sis.config.recipe import Recipe
 from sis.data.training_data import TrainingData
 from sis.diffusion import guards, samplers, schedule
 from sis.diffusion.between_rounds import through_jpeg, truncated
 from sis.diffusion.colour_transfer import transferred
-from sis.diffusion.denoiser import Denoiser, guided, network_denoiser
+from sis.diffusion.denoiser import Denoiser
 from sis.diffusion.gaussians import Variance
 from sis.diffusion.losses import hybrid_terms
 from sis.diffusion.noise import Noise
 from sis.diffusion.pixels import to_uint8
 from sis.diffusion.refinement import RECIPES, Round, planned
-from sis.diffusion.reuse import Reuse, reused_guided
+from sis.diffusion.reuse import ReuseParams, guided_network
 from sis.diffusion.style_start import StepRule, denoised, noised, of_round, start_at
 from sis.errors import SisError
 from sis.methods.contract import MapBatch, Method, Use
@@ -54,7 +53,7 @@ class FitParams(UNetConfig, Recipe):
     )
 
 
-class SampleParams(StrictModel):
+class SampleParams(ReuseParams):
     """How images are drawn from a trained model. Where a value is left out, the recipe's own one holds."""
 
     recipe: Literal["release", "paper", "dm"] = Field(
@@ -88,15 +87,6 @@ class SampleParams(StrictModel):
     levels: Literal["truncated", "rounded"] = Field(
         default="truncated", description="how decoded pictures become 8-bit; the authors drop the decimals"
     )
-    fast: bool | Literal["bitwise"] = Field(
-        default="bitwise",
-        description="reuse what steps share: `bitwise` the same bits, `true` quicker, equal to about 1e-5",
-    )
-    reuse_memory: int = Field(default=2048, ge=0, description="MiB that reuse may keep for a batch")
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        default="auto", description="of convolutions with `fast: true`: auto is float16 on a GPU, float32 on a CPU"
-    )
-    compiled: bool = Field(default=False, description="let torch.compile fuse the pass of `fast: true`")
 
 
 class IIDM(Method):
@@ -177,14 +167,8 @@ class IIDM(Method):
 
     def denoiser(self, labels: Tensor, guidance: float) -> Denoiser:
         """The guided network on latents under label maps `(b, H, W)` of the images' size, for any sampler."""
-        how, learned, label = self.sample_params, self.fit_params.learn_sigma, self.condition(labels)
-        if how.fast:
-            auto = "float16" if label.is_cuda and how.fast is True else "float32"
-            dtype = getattr(torch, auto if how.dtype == "auto" else how.dtype)
-            reuse = Reuse(how.fast == "bitwise", how.reuse_memory * 2**20, dtype, how.compiled)
-            return reused_guided(self.network, label, guidance, learned, None, reuse)
-        with_label = network_denoiser(self.network, label, learned)
-        return guided(with_label, network_denoiser(self.network, torch.zeros_like(label), learned), guidance)
+        label, learned = self.condition(labels), self.fit_params.learn_sigma
+        return guided_network(self.network, label, guidance, learned, self.sample_params)
 
     def sample(self, maps: MapBatch, noise: Noise) -> Tensor:
         if maps.references is None and self._shows_style():

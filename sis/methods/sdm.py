@@ -9,16 +9,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sis.config.base import StrictModel
 from sis.config.recipe import Recipe
 from sis.data.training_data import TrainingData
 from sis.diffusion import guards, samplers, schedule
-from sis.diffusion.denoiser import Denoiser, guided, network_denoiser
+from sis.diffusion.denoiser import Denoiser
 from sis.diffusion.gaussians import Variance
 from sis.diffusion.losses import hybrid_terms
 from sis.diffusion.noise import Noise
 from sis.diffusion.pixels import to_uint8
-from sis.diffusion.reuse import Reuse, reused_guided
+from sis.diffusion.reuse import ReuseParams, guided_network
 from sis.errors import SisError
 from sis.methods.contract import MapBatch, Method
 from sis.nets.condition import condition, keeps
@@ -43,7 +42,7 @@ class FitParams(UNetConfig, Recipe):
     )
 
 
-class SampleParams(StrictModel):
+class SampleParams(ReuseParams):
     """How images are drawn from a trained model."""
 
     sampler: Literal["ddpm", "ddim", "dpm_solver"] = Field(
@@ -62,15 +61,6 @@ class SampleParams(StrictModel):
     channel_statistics: list[float] = Field(
         default=[], description="means of red, green, blue, then deviations, in [-1, 1], that every predicted x_0 gets"
     )
-    fast: bool | Literal["bitwise"] = Field(
-        default="bitwise",
-        description="reuse what steps share: `bitwise` the same bits, `true` quicker, equal to about 1e-5",
-    )
-    reuse_memory: int = Field(default=2048, ge=0, description="MiB that reuse may keep for a batch")
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        default="auto", description="of convolutions with `fast: true`: auto is float16 on a GPU, float32 on a CPU"
-    )
-    compiled: bool = Field(default=False, description="let torch.compile fuse the pass of `fast: true`")
 
 
 class SDM(Method):
@@ -126,14 +116,7 @@ class SDM(Method):
         how, learned = self.sample_params, self.fit_params.learn_sigma
         edges = instances if self.context.dataset.edges else None
         label = condition(labels, self.context.labels.width, edges)
-        if how.fast:
-            auto = "float16" if label.is_cuda and how.fast is True else "float32"
-            dtype = getattr(torch, auto if how.dtype == "auto" else how.dtype)
-            reuse = Reuse(how.fast == "bitwise", how.reuse_memory * 2**20, dtype, how.compiled)
-            return reused_guided(self.network, label, how.guidance, learned, self.velocity, reuse)
-        with_label = network_denoiser(self.network, label, learned, self.velocity)
-        without = network_denoiser(self.network, torch.zeros_like(label), learned, self.velocity)
-        return guided(with_label, without, how.guidance)
+        return guided_network(self.network, label, how.guidance, learned, how, self.velocity)
 
     def sample(self, maps: MapBatch, noise: Noise) -> Tensor:
         size = (maps.labels.shape[-2], maps.labels.shape[-1])
