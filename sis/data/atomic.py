@@ -67,6 +67,26 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def only_writer(lock: Path, what: str) -> Iterator[None]:
+    """Hold a lock file (its folder is made), which frees itself when its holder dies.
+
+    Raises SisError when another process holds it, saying that it is at work on `what`, and when it cannot be written.
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = lock.open("a")
+    except OSError as error:
+        raise SisError(f"cannot write here: {error.strerror}", where=lock.parent) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            fix = "wait for it, or stop it"
+            raise SisError(f"another process is writing {what}", where=lock.parent, fix=fix) from None
+        yield
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete temporary files that a killed writer left in `folder`; call only when no other file is written there.
 

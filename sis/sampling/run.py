@@ -3,46 +3,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
 from sis.config.files import project_root
 from sis.data.image_set import ImageSetMeta, finish_image_set, shard_is_good
-from sis.data.manifest import Manifest, read_manifest, stable_hash
+from sis.data.manifest import Manifest
 from sis.data.pairs import PairSet
 from sis.data.provenance import RunRecord, device_name
+from sis.data.spare import keep_spare
 from sis.data.tensors import load_tensors
 from sis.errors import SisError
 from sis.methods.build import UsedFiles, build_method, load_weights
-from sis.plan import RunSpec
 from sis.progress import Progress
 from sis.sampling.copies import find_copies, photographs, shard_hashes
 from sis.sampling.foreign import command_maker, folder_maker
+from sis.sampling.job import SampleJob, is_made
 from sis.sampling.python_method import batch_maker
-from sis.sampling.shards import Cut, Key, MakeBatch, all_keys, cut, sample_shard, shard_seconds
-
-
-@dataclass(frozen=True)
-class SampleJob:
-    """What to sample and where everything lies.
-
-    shards: number of equal shards, 0 for shards of the experiment's size. only: index of the one shard to make, -1
-    for all. uses: the models of other methods, by role. styles: pairs that reference photographs come from.
-    """
-
-    spec: RunSpec
-    pairs: Path
-    out: Path
-    model: Path | None = None
-    prior: Path | None = None
-    device: str = "cpu"
-    shards: int = 0
-    only: int = -1
-    uses: dict[str, Path] = field(default_factory=dict)
-    styles: Path | None = None
+from sis.sampling.shards import Cut, Key, MakeBatch, Place, all_keys, sample_shard, shard_seconds
 
 
 def sample_run(job: SampleJob) -> Manifest | None:
@@ -50,31 +28,26 @@ def sample_run(job: SampleJob) -> Manifest | None:
 
     Returns its manifest, or None when other shards are still missing (each shard of a set may be another job).
     """
-    spec, pairs = job.spec, PairSet.open(job.pairs)
-    _check_pairs(spec, pairs)
+    spec, pairs = job.spec, job.open_pairs()
     run = RunRecord.start(seeds={"training": spec.seed, "sampling": spec.sample_seed}, device=job.device)
-    keys = all_keys(pairs.ids, spec.samples_per_map)
-    others = {f"uses {role}": path for role, path in sorted(job.uses.items())}
-    others |= {"styles": job.styles} if job.styles else {}
-    inputs = [_digest(path) for path in (job.pairs, job.model, job.prior, *others.values())]
-    # The device is part of what fixes the bits, so shards of another device are not continued.
-    key = stable_hash([spec.run_id, inputs, device_name(job.device)], 16)
-    parts = cut(keys, spec.shard_size, job.shards, key)
-    chosen = parts if job.only < 0 else [_only(parts, job.only)]
+    parts = job.parts(pairs, device_name(job.device))
+    chosen = job.chosen(parts)
     batch = spec.batch_size if spec.method.kind == "python" else spec.shard_size
-    make: MakeBatch | None = None
+    place, make = Place(job.out, pairs.size, run), None
     with Progress(f"sample {spec.dataset.name}/{spec.name}", sum(len(p.keys) for p in chosen), "images") as progress:
         for part in chosen:
             if make is None and not shard_is_good(job.out / part.name, part.key):
-                make = _maker(job, pairs, keys, [key for p in chosen for key in p.keys])
-            sample_shard(part, job.out, batch, make or _never, pairs.size, spec.sample_seed, run, progress)
-    if not all(shard_is_good(job.out / p.name, p.key) for p in parts):
+                make = _maker(job, pairs, [key for p in chosen for key in p.keys])
+            sample_shard(part, place, batch, make or _never, spec.sample_seed, progress, job.notice)
+    # The others' shards are read in full once all are there, and not at the end of each.
+    if not all(is_made(job.out, p) for p in parts) or not all(shard_is_good(job.out / p.name, p.key) for p in parts):
         return None
     return _finish(job, pairs, parts, run)
 
 
-def _maker(job: SampleJob, pairs: PairSet, keys: list[Key], asked: list[Key]) -> MakeBatch:
+def _maker(job: SampleJob, pairs: PairSet, asked: list[Key]) -> MakeBatch:
     spec = job.spec
+    keys = all_keys(pairs.ids, spec.samples_per_map)
     card = spec.method.card
     if spec.method.kind == "images" and card is not None:
         return folder_maker(project_root() / spec.folder, card.pattern, keys, pairs.size, asked)
@@ -136,20 +109,7 @@ def _finish(job: SampleJob, pairs: PairSet, parts: list[Cut], run: RunRecord) ->
         if spec.role != "control":
             copies.refuse(job.out)
         extra |= copies.recorded()
-    return finish_image_set(job.out, [p.name for p in parts], meta, run, extra)
-
-
-def _check_pairs(spec: RunSpec, pairs: PairSet) -> None:
-    found, wanted = (pairs.dataset, pairs.split), (spec.dataset.name, spec.protocol.split)
-    if found != wanted:
-        raise SisError(f"these are the pairs of {'/'.join(found)}, the run needs {'/'.join(wanted)}")
-
-
-def _only(parts: list[Cut], index: int) -> Cut:
-    if index >= len(parts):
-        raise SisError(f"shard {index} was asked for, there are {len(parts)} (0..{len(parts) - 1})")
-    return parts[index]
-
-
-def _digest(path: Path | None) -> str:
-    return read_manifest(path, verify=False).digest if path else ""
+    extra["key"] = job.key
+    manifest = finish_image_set(job.out, [p.name for p in parts], meta, run, extra)
+    keep_spare([job.out / "manifest.json"], job.out / "work")
+    return manifest

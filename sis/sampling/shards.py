@@ -7,11 +7,9 @@ area is no declared output of any rule, so the workflow engine does not delete i
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +17,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sis.data.atomic import only_writer
 from sis.data.image_set import images_table, shard_is_good, shard_name, write_shard
 from sis.data.provenance import RunRecord
 from sis.data.schemas import IMAGES
 from sis.data.tables import read_table, table_metadata, write_table
 from sis.errors import SisError
+from sis.notice import NEVER, Notice
 from sis.progress import Progress
 
 #: (image id, sample index) of one image.
@@ -61,30 +61,43 @@ def cut(keys: list[Key], shard_size: int, shards: int, key: str) -> list[Cut]:
     return [Cut(i, keys[a:b], f"{key}:{a}-{b}") for i, (a, b) in enumerate(zip(starts, ends, strict=True))]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the shards of a set lie, the size (height, width) of their pictures, and the run that makes them."""
+
+    folder: Path
+    size: tuple[int, int]
+    run: RunRecord
+
+
 def sample_shard(
-    part: Cut, folder: Path, batch_size: int, make: MakeBatch, size: tuple[int, int], seed: int, run: RunRecord,
-    progress: Progress,
-) -> None:  # fmt: skip
+    part: Cut, place: Place, batch_size: int, make: MakeBatch, seed: int, progress: Progress, notice: Notice = NEVER
+) -> None:
     """Make one shard, or keep it if it is there and whole. A killed run repeats at most one batch.
 
-    Raises SisError when another process is at work on the same shard.
+    Raises SisError when another process is at work on the same shard, and Stopped after a batch when told to stop.
     """
+    folder = place.folder
     path = folder / part.name
     if shard_is_good(path, part.key):
         progress.update(len(part.keys))
         return
     work = folder / "work" / path.stem
-    with _locked(work):
+    with only_writer(work.with_name(f"{work.name}.lock"), "this shard"):
+        work.mkdir(exist_ok=True)
         tables, seconds = [], 0.0
         for number, start in enumerate(range(0, len(part.keys), batch_size)):
             keys = part.keys[start : start + batch_size]
-            table, spent = _batch(work / f"batch-{number:05d}.parquet", keys, part.key, make, size, seed)
+            table, spent = _batch(work / f"batch-{number:05d}.parquet", keys, part.key, make, place.size, seed)
             tables.append(table)
             seconds += spent
             progress.update(len(keys))
-        metadata = {"key": part.key, "sampling_seconds": seconds, "run": run.finish()}
+            if start + batch_size < len(part.keys):
+                notice.obey()
+        metadata = {"key": part.key, "sampling_seconds": seconds, "run": place.run.finish()}
         write_shard(pa.concat_tables(tables), path, metadata)
         shutil.rmtree(work)
+    notice.obey()
 
 
 def shard_seconds(path: Path) -> float | None:
@@ -113,19 +126,3 @@ def _stored(path: Path, key: str) -> tuple[pa.Table, float] | None:
     if not shard_is_good(path, key):
         return None
     return read_table(path, IMAGES).replace_schema_metadata(None), float(table_metadata(path)["sampling_seconds"])
-
-
-@contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    """Hold the shard's lock; it frees itself when its holder dies."""
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        handle = (work.parent / f"{work.name}.lock").open("w")
-    except OSError as error:
-        raise SisError(f"cannot write here: {error.strerror}", where=work.parent) from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SisError("another process is writing this shard", where=work, fix="wait for it, or stop it") from None
-        yield

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sis.config.recipe import Recipe
 from sis.data.training_data import TrainingData
+from sis.notice import NEVER, Notice, Stopped
 from sis.progress import Progress
 from sis.training import log as training_log
 from sis.training.batches import Batches, TrainBatch, keyed_draws
@@ -32,7 +33,7 @@ class TrainingRun:
     folder: where resumable states live (never a declared output). key: hash of everything that decides the weights.
     made_of: what went into the key, for messages. config: goes into every state file. resume_other: go on from a state
     of other code, another device or number of processes. ranks: the processes that work together. sampler: draws
-    pictures of the training into the folder `previews`; without it there are none.
+    pictures of the training into the folder `previews`; without it there are none. notice: looked at between steps.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class TrainingRun:
     #: Takes the steps done and the averaged weights of every step in the recipe's `keep`.
     keep: Callable[[int, dict[str, Tensor]], None] | None = None
     previews: Path = Path("previews")
+    notice: Notice = NEVER
     log: list[dict] = field(default_factory=list)
     average: dict[str, Tensor] = field(default_factory=dict)
     #: Where this training went on from a state of something else: the step, and what was different.
@@ -58,7 +60,8 @@ class TrainingRun:
         """Minimise the mean of `loss` (see `Loss`) and leave the averaged weights in `self.average`.
 
         The network keeps the raw weights. A run that was killed continues from its newest state and ends with the same
-        bits. Raises SisError when a loss or gradient is not finite, naming the step and the images.
+        bits. Raises SisError when a loss or gradient is not finite, naming the step and the images, and Stopped behind
+        a state of its last step when it was told to stop.
         """
         learner = Learner(network, loss, recipe, self.device, self.ranks, self.title)
         states = StateFolder(self.folder, self.key, self.made_of, self.resume_other)
@@ -78,9 +81,12 @@ class TrainingRun:
                 learned = self._step(step, next(batches), learner, ids)
                 self.seconds += time.perf_counter() - began
                 self._afterwards(step, learned, learner, monitor, recipe)
-                if step + 1 in (recipe.steps, recipe.total) or (step + 1) % recipe.checkpoint_every == 0:
+                told = step + 1 < recipe.total and self.ranks.any(self.notice.given)
+                if told or step + 1 in (recipe.steps, recipe.total) or (step + 1) % recipe.checkpoint_every == 0:
                     self._save(step + 1, learner, states)
                 progress.update(1, loss=learned.loss, **(monitor.shown() if monitor else {}))
+                if told:
+                    raise Stopped
         self.average = learner.average
         if monitor:
             monitor.finish()

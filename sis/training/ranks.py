@@ -86,6 +86,14 @@ class Ranks:
                 what = f"process {number} has another {' and another '.join(other)} than process 0"
                 self.refuse(SisError(what, fix="start all processes from the same code, configuration and data"))
 
+    def any(self, mine: bool) -> bool:
+        """Whether some process says so: each is told to stop at a moment of its own, all stop after the same step."""
+        if self.count == 1:
+            return mine
+        told = torch.tensor([mine], dtype=torch.int32, device=self.device)
+        self._together(lambda: dist.all_reduce(told))
+        return bool(told.item())
+
     def gather(self, values: Tensor) -> Tensor:
         """The values `(k, n)` of all processes one after another, `(k, n count)`."""
         if self.count == 1:

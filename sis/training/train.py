@@ -4,21 +4,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sis.config.recipe import Recipe
-from sis.data.atomic import remove_leftovers
-from sis.data.manifest import Manifest, read_manifest, stable_hash
+from sis.data.atomic import only_writer, remove_leftovers
+from sis.data.manifest import Manifest, manifest_path, read_manifest, stable_hash
 from sis.data.pairs import PairSet
 from sis.data.provenance import RunRecord, device_name
+from sis.data.spare import keep_spare, restore_spare
 from sis.data.tensors import save_tensors
 from sis.data.training_data import TrainingData
 from sis.errors import SisError
 from sis.methods.build import NO_FILES, UsedFiles, build_method
 from sis.methods.contract import Method
+from sis.notice import NEVER, Notice
 from sis.plan import RunSpec
 from sis.run_spec import kept_path
 from sis.training import log as training_log
@@ -37,6 +40,7 @@ def train_model(
     ranks: Ranks = ALONE,
     resume_other: bool = False,
     used: UsedFiles = NO_FILES,
+    notice: Notice = NEVER,
 ) -> Manifest | None:
     """Train the model of a run; `out` is its final safetensors, states live in `work/` beside it until then.
 
@@ -46,6 +50,7 @@ def train_model(
         ranks: the processes that train it together, each of which calls this; the first one writes.
         resume_other: go on from a state of other code, another device or number of processes.
         used: the models that the method works with, and the encoded split.
+        notice: looked at between steps; a training that is told to stop writes a state and raises Stopped.
 
     Returns:
         Its manifest; None in all processes but the first.
@@ -58,6 +63,8 @@ def train_model(
         refuse_missing(spec, used, spec.used("fit"))
         key, made_of = _identity(spec, pairs, device, ranks, used)
     ranks.agree({name: made_of[name] for name in ("model", "data", "code")})
+    if ranks.first:
+        restore_spare(model_files(out), out.parent / "work", manifest_path(out), key)
     finished = _finished(out, key) if ranks.first else None
     if ranks.share(finished is not None):
         if ranks.first:
@@ -70,9 +77,14 @@ def train_model(
     training = TrainingRun(
         out.parent / "work", stable_hash(made_of, 16), spec.seed, device, f"{spec.dataset.name}/{spec.model_id}",
         made_of, config, resume_other, ranks, sampler, _keeper(config, key, out, run), out.parent / "previews",
+        notice,
     )  # fmt: skip
-    method.fit(data, training)
-    return _publish(method, training, config | {"key": key}, out, run) if ranks.first else None
+    with ExitStack() as stack:
+        with ranks.together():
+            if ranks.first:
+                stack.enter_context(only_writer(out.parent / "work" / ".training.lock", "this model"))
+        method.fit(data, training)
+        return _publish(method, training, config | {"key": key}, out, run) if ranks.first else None
 
 
 def refuse_missing(spec: RunSpec, used: UsedFiles, roles: dict[str, RunSpec]) -> None:
@@ -145,8 +157,14 @@ def _publish(method: Method, training: TrainingRun, config: dict, out: Path, run
     if isinstance(recipe, Recipe) and recipe.keep_raw and network is not None:
         save(network.state_dict(), out.with_name(f"{out.stem}-raw{out.suffix}"), "raw")
     save(training.average, out, "averaged")
+    keep_spare(model_files(out), out.parent / "work")
     _tidy(out)
     return read_manifest(out, "model")
+
+
+def model_files(out: Path) -> list[Path]:
+    """The files of a finished model that its rule declares or that come with it, the declared one last."""
+    return [manifest_path(out), out]
 
 
 def _keeper(config: dict, key: str, out: Path, run: RunRecord) -> Callable[[int, dict[str, Tensor]], None]:

@@ -27,7 +27,7 @@ from sis.sampling.foreign import read_folder
 from sis.sampling.ingest import Import, export_pictures, import_folder
 from sis.sampling.python_method import batch_maker
 from sis.sampling.run import SampleJob, sample_run
-from sis.sampling.shards import Cut, all_keys, cut, sample_shard
+from sis.sampling.shards import Cut, Place, all_keys, cut, sample_shard
 from sis.training.train import train_model
 
 Spec = Callable[..., RunSpec]
@@ -60,17 +60,17 @@ def test_the_number_of_shards_changes_no_pixel(job: Callable[..., SampleJob], wh
 
 
 def test_shards_made_one_by_one_in_any_order_make_the_same_set(job: Callable[..., SampleJob], whole: Path) -> None:
-    assert sample_run(job("out", shards=3, only=2)) is None
-    assert sample_run(job("out", shards=3, only=0)) is None
+    assert sample_run(job("out", shards=3, only=[2])) is None
+    assert sample_run(job("out", shards=3, only=[0])) is None
     assert not (job("out").out / "manifest.json").exists()
-    assert sample_run(job("out", shards=3, only=1)) is not None
+    assert sample_run(job("out", shards=3, only=[1])) is not None
     assert pixel_hashes(job("out").out) == pixel_hashes(whole)
 
 
 @pytest.mark.parametrize("only", [3, 99])
 def test_a_shard_that_does_not_exist_is_refused(job: Callable[..., SampleJob], only: int) -> None:
     with pytest.raises(SisError, match=rf"shard {only} was asked for, there are 3 \(0\.\.2\)"):
-        sample_run(job("out", shards=3, only=only))
+        sample_run(job("out", shards=3, only=[only]))
 
 
 @pytest.mark.parametrize("shards", [33, -1])
@@ -162,7 +162,7 @@ def shard_of(
     make = batch_maker(Fake(answer), opened, batch, 0, "cpu")  # type: ignore[arg-type]
     with Progress("t", count, "images") as progress:
         part = Cut(0, keys, "k")
-        sample_shard(part, folder, batch, make, opened.size, 0, RunRecord.start(), progress)
+        sample_shard(part, Place(folder, opened.size, RunRecord.start()), batch, make, 0, progress)
 
 
 def test_a_method_always_sees_full_batches(tiny_pairs: Path, tmp_path: Path) -> None:
