@@ -8,15 +8,19 @@ experiments. No torch is imported here: Snakemake builds the plan at every start
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sis.config import files
+from sis.config.cards import DatasetCard
+from sis.config.cluster import Needs, Stage
 from sis.config.experiment import Experiment, Run, Settings
 from sis.config.protocols import ProtocolCard
 from sis.data.manifest import stable_hash
 from sis.errors import SisError, did_you_mean
 from sis.methods.discovery import methods
+from sis.needs import complete, layered
 from sis.resolve import Resolver
 from sis.run_spec import MIRRORED, RunSpec, kept_path
 
@@ -40,12 +44,24 @@ class Plan:
     def root(self) -> str:
         return self.settings.artefacts.rstrip("/")
 
+    @cached_property
+    def _cards(self) -> dict[str, DatasetCard]:
+        return {s.dataset.name: s.dataset for s in self.every}
+
+    @cached_property
+    def _protocols(self) -> dict[str, ProtocolCard]:
+        return {s.protocol.name: s.protocol for s in self.every}
+
+    def card(self, dataset: str) -> DatasetCard:
+        """A dataset's card; those of the experiment are not read again."""
+        return self._cards.get(dataset) or files.dataset_card(dataset)
+
     def pairs(self, dataset: str, split: str) -> str:
         return f"{self.root}/pairs/{dataset}/{split}/manifest.json"
 
     def splits(self, dataset: str) -> list[str]:
         """All splits of a dataset."""
-        return [self.pairs(dataset, split) for split in files.dataset_card(dataset).splits]
+        return [self.pairs(dataset, split) for split in self.card(dataset).splits]
 
     def dataset_card(self, dataset: str) -> str:
         return f"{self.root}/datasets/{dataset}/card.md"
@@ -57,7 +73,7 @@ class Plan:
         return f"{self.root}/datasets/{dataset}/pairs.png"
 
     def data_root(self, dataset: str) -> str:
-        return str(files.dataset_root(files.dataset_card(dataset), self.settings))
+        return str(files.dataset_root(self.card(dataset), self.settings))
 
     def prepared(self) -> list[str]:
         """What `snakemake prepare` makes: the cards of the chosen datasets, for which their splits are verified."""
@@ -95,7 +111,7 @@ class Plan:
         recipe = card.trained_segmenter()
         if recipe is None:
             return ""
-        return f"{recipe.name}-{stable_hash([files.dataset_card(card.dataset).identity(), recipe.model_dump()])}"
+        return f"{recipe.name}-{stable_hash([self.card(card.dataset).identity(), recipe.model_dump()])}"
 
     def segmenter(self, judge: str) -> str:
         """The protocol's segmenter, where it is trained here."""
@@ -212,8 +228,14 @@ class Plan:
         """Where a rule without wildcards writes its log."""
         return f"logs/{stage}/{self.experiment.name}.log"
 
+    def needs(self, stage: Stage, dataset: str) -> Needs:
+        """What a job asks a cluster for that is no run's, as preparing a split; a run's: `RunSpec.needs`."""
+        cards = (self.experiment.cluster, self.card(dataset).cluster)
+        cluster = layered(*cards, device=self.settings.device)
+        return complete(stage, self.experiment.threads, dataset, cluster)
+
     def protocol(self, name: str) -> ProtocolCard:
-        return files.named("protocols", name, ProtocolCard)
+        return self._protocols.get(name) or files.named("protocols", name, ProtocolCard)
 
     def protocol_hash(self, name: str) -> str:
         """Changes with the protocol's card."""

@@ -14,6 +14,7 @@ from sis.config.models import BaseCard, ModelEntry
 from sis.config.protocols import ProtocolCard
 from sis.errors import SisError, did_you_mean
 from sis.methods.discovery import MethodInfo
+from sis.needs import layered
 from sis.run_spec import Ensemble, RunSpec
 
 _Entry = TypeVar("_Entry", Run, ModelEntry)
@@ -90,6 +91,7 @@ class Resolver:
             chosen.sample_seed, samples, chosen.batch_size, chosen.shard_size, chosen.threads,
             entry.checkpoint.replace("{dataset}", self.card.name), entry.checkpoint_weights, run.image_set, run.prior,
             uses, run.at_step, ensemble,
+            layered(entry.cluster, chosen.cluster, self.card.cluster, method.cluster, device=self.settings.device),
         )  # fmt: skip
 
     def _ensemble(self, name: str, run: Run) -> Ensemble | None:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sis.config.cards import DatasetCard
+from sis.config.cluster import Cluster, Needs, Stage
 from sis.config.protocols import ProtocolCard
 from sis.data.manifest import stable_hash
 from sis.methods.discovery import MethodInfo
+from sis.needs import complete
 
 #: How the name of latents ends that hold the mirrored pictures too.
 MIRRORED = "-mirrored"
@@ -65,6 +67,8 @@ class RunSpec:
     uses: dict[str, RunSpec] = field(default_factory=dict)
     at_step: int = 0
     ensemble: Ensemble | None = None
+    # Where its jobs run decides nothing about what they make.
+    cluster: Cluster = field(default_factory=dict, compare=False)
     model_id: str = field(init=False)
     prior_id: str = field(init=False)
     run_id: str = field(init=False)
@@ -82,7 +86,7 @@ class RunSpec:
         how = [self.sample, self.sample_seed, self.samples_per_map, self.batch_size, self.protocol.split]
         how += [prior] if prior != model else []
         how += [{"at_step": self.at_step}] if self.at_step else []
-        card = self.method.card.model_dump() if self.method.card else {}
+        card = self.method.card.identity() if self.method.card else {}
         made = f"{self.name}-{stable_hash([*base, model, how, card])}"
         object.__setattr__(self, "run_id", self.given or made)
 
@@ -93,6 +97,13 @@ class RunSpec:
             return ""
         mirrored = self.fit.get("flip", self.method.mirrored)
         return self.uses[self.method.latents].model_id + (MIRRORED if mirrored else "")
+
+    def needs(self, stage: Stage) -> Needs:
+        """What a job of a stage of this run asks a cluster for, nothing left out. Raises SisError for impossible needs.
+
+        gpus, tasks (processes) and memory_gb (GiB): a node; cpus: a process; hours: the time limit of one job.
+        """
+        return complete(stage, self.threads, self.name, self.cluster)
 
     @property
     def role(self) -> str:

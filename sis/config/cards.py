@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from sis.config.base import Name, StrictModel
+from sis.config.cluster import CLUSTER_TEXT, Cluster
 from sis.data.labels import LabelSpace
 
 Scalar = bool | int | float | str
@@ -97,6 +98,7 @@ class DatasetCard(StrictModel):
     )
     licence: str = Field(description="licence of images and labels")
     source: str = Field(description="where the data come from")
+    cluster: Cluster = Field(default={}, description=CLUSTER_TEXT)
 
     @model_validator(mode="after")
     def _has_both_splits(self) -> DatasetCard:
@@ -109,8 +111,8 @@ class DatasetCard(StrictModel):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the prepared pairs: the card without its words."""
-        return self.model_dump(exclude={"title", "description", "licence", "source", "like"})
+        """Everything that decides the prepared pairs: the card without its words and without where its jobs run."""
+        return self.model_dump(exclude={"title", "description", "licence", "source", "like", "cluster"})
 
     @property
     def shown(self) -> str:
@@ -135,6 +137,7 @@ class MethodCard(StrictModel):
     timeout_minutes: float = Field(default=60.0, gt=0, description="kind command: limit for one shard")
     path: str = Field(default="", description="kind images: folder of pictures, may contain {dataset}")
     pattern: str = Field(default="{image_id}.png", description="kind images: file name, with {image_id} {sample}")
+    cluster: Cluster = Field(default={}, description=CLUSTER_TEXT)
 
     @model_validator(mode="after")
     def _door_is_complete(self) -> MethodCard:
@@ -147,6 +150,10 @@ class MethodCard(StrictModel):
         if self.container and "@sha256:" not in self.container:
             raise ValueError("`container:` must name an image by digest (...@sha256:...)")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """What the ids of its runs rest on: the card without where its jobs run."""
+        return self.model_dump(exclude={"cluster"})
 
 
 def _fields(template: str) -> list[str]:

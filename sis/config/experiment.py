@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sis.config.base import Name, StrictModel
+from sis.config.cluster import CLUSTER_TEXT, Cluster, SlurmSite
 from sis.config.models import USES_TEXT, ModelEntry, Params, Uses
 
 
@@ -90,6 +91,7 @@ class Run(StrictModel):
         default="",
         description="variant in the papers' tables that this run reproduces; empty: their main setting; null: none",
     )
+    cluster: Cluster = Field(default={}, description=CLUSTER_TEXT)
 
 
 class Experiment(StrictModel):
@@ -116,6 +118,7 @@ class Experiment(StrictModel):
     published_metrics: dict[Name, Name] = Field(
         default={}, description="our names of the papers' metrics where they differ, as `lpips: lpips-sdm`"
     )
+    cluster: Cluster = Field(default={}, description=CLUSTER_TEXT)
 
     @model_validator(mode="before")
     @classmethod
@@ -144,7 +147,7 @@ class Experiment(StrictModel):
                 raise ValueError(f"runs.{name}: group {run.group!r} has seed {run.seed} already")
             seen.add((run.group, run.seed))
             other, facts = first.setdefault(run.group, (name, run))
-            alike = run.model_copy(update={"seed": facts.seed, "title": facts.title})
+            alike = run.model_copy(update={"seed": facts.seed, "title": facts.title, "cluster": facts.cluster})
             if alike != facts:
                 raise ValueError(f"runs.{name} and runs.{other} share a group and differ in more than their seed")
         return self
@@ -205,3 +208,7 @@ class Settings(StrictModel):
     )
     weights: str = Field(default="weights", description="folder with external weight files")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    launcher: Literal["inline", "local", "slurm"] = Field(
+        default="inline", description="where training and sampling run; workflow/profiles/slurm says slurm by itself"
+    )
+    slurm: SlurmSite = Field(default=SlurmSite(), description="this site's Slurm (docs/slurm.md)")

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from sis.config.base import Name, StrictModel
 from sis.config.cards import Scalar
+from sis.config.cluster import CLUSTER_TEXT, Cluster
 
 Params = dict[str, Scalar | list[Scalar]]
 #: Role of a method (`USES` in its file) to the model that fills it.
@@ -31,6 +32,7 @@ class ModelEntry(StrictModel):
     checkpoint_weights: Literal["", "ema", "raw"] = Field(
         default="", description="what those weights are; recorded, since no file tells"
     )
+    cluster: Cluster = Field(default={}, description=CLUSTER_TEXT)
 
 
 class BaseCard(ModelEntry):

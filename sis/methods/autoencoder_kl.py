@@ -33,6 +33,11 @@ class AutoencoderKL(Method):
     ROLE = "control"
     NEEDS = ("pairs",)
     DETERMINISTIC = True
+    CLUSTER = {
+        "train": {"gpus": 1, "cpus": 8, "memory_gb": 32, "hours": 24},
+        "encode": {"gpus": 1, "memory_gb": 16, "hours": 8},
+        "sample": {"gpus": 1, "memory_gb": 16, "hours": 2},
+    }
     FitParams = FitParams
     EXAMPLE_FIT = {"block_out_channels": [8, 8], "layers_per_block": 1, "norm_groups": 4, "scale": "auto", "steps": 6,
                    "batch_size": 4, "learning_rate": 0.001, "ema": 0.5}  # fmt: skip

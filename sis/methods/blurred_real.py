@@ -24,6 +24,7 @@ class BlurredReal(Method):
     ROLE = "control"
     NEEDS = ("pairs",)
     DETERMINISTIC = True
+    CLUSTER = {"sample": {"gpus": 0, "memory_gb": 4, "hours": 4}}
     SampleParams = SampleParams
 
     def sample(self, maps: MapBatch, noise: Noise) -> Tensor:

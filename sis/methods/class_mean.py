@@ -16,6 +16,7 @@ from sis.priors.moments import Moments
 class ClassMean(Method):
     ROLE = "control"
     DETERMINISTIC = True
+    CLUSTER = {"prior": {"gpus": 0, "memory_gb": 8, "hours": 4}, "sample": {"gpus": 0, "memory_gb": 4, "hours": 4}}
 
     def prior(self, data: TrainingData) -> dict[str, Tensor]:
         moments = Moments.empty(self.context.labels.width, 3)

@@ -108,6 +108,10 @@ class Method:
     #: True when every sample of a label map is the same image.
     DETERMINISTIC: ClassVar[bool] = False
 
+    #: What its jobs need of a cluster, by stage, as {"train": {"gpus": 1, "memory_gb": 32, "hours": 24}}: the keys of
+    #: `cluster:` in docs/configuration.md.
+    CLUSTER: ClassVar[dict[str, dict[str, float]]] = {}
+
     #: Parameters that decide the trained model.
     FitParams: ClassVar[type[StrictModel]] = NoParams
     #: Parameters of sampling alone. Pictures of the training are drawn with fewer `steps`, where there are such.

@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from sis.config.cards import MethodCard
+from sis.config.cluster import Cluster
 from sis.config.files import method_card, project_root
 from sis.errors import SisError, did_you_mean
 from sis.methods.contract import Method, Use
@@ -44,6 +47,7 @@ class MethodInfo:
     reference: str = "none"
     version: int = 1
     card: MethodCard | None = None
+    cluster: Cluster = field(default_factory=dict)
 
     @property
     def is_part(self) -> bool:
@@ -101,7 +105,7 @@ def _describe(path: Path) -> MethodInfo:
         card = method_card(path)
         if card.kind == "python":
             raise SisError("a card of kind python needs its file", where=path, fix=f"write sis/methods/{path.stem}.py")
-        return MethodInfo(path.stem, card.kind, card.title, card.role, path, card=card)
+        return MethodInfo(path.stem, card.kind, card.title, card.role, path, card=card, cluster=card.cluster)
     try:
         tree = ast.parse(path.read_text()) if path.suffix == ".py" else _docstring_only(path)
     except SyntaxError as error:
@@ -130,6 +134,7 @@ def _describe(path: Path) -> MethodInfo:
         prior_of_latents=bool(facts.get("PRIOR_OF_LATENTS", Method.PRIOR_OF_LATENTS)),
         reference=str(facts.get("REFERENCE", Method.REFERENCE)),
         version=int(facts.get("VERSION", Method.VERSION)),
+        cluster=_cluster(facts.get("CLUSTER", Method.CLUSTER), path),
     )
 
 
@@ -161,6 +166,16 @@ def _uses(body: list[ast.stmt], path: Path) -> dict[str, Use]:
         words = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
         found[ast.literal_eval(key)] = Use(*(ast.literal_eval(a) for a in call.args), **words)
     return found
+
+
+def _cluster(written: object, path: Path) -> Cluster:
+    """`CLUSTER` as needs by stage; raises SisError where it says what there is not."""
+    try:
+        return TypeAdapter(Cluster).validate_python(written, strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"])
+        raise SisError(f"CLUSTER: {place}: {fault['msg']}", where=path, fix="its keys: docs/configuration.md") from None
 
 
 def _assigned(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr | None]]:

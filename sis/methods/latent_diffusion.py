@@ -53,6 +53,10 @@ class LatentDiffusion(Method):
     USES = {"autoencoder": Use(("autoencoder_kl", "autoencoder_vq")), "text": Use(("prompts",))}
     LATENTS = "autoencoder"
     MIRRORED = True
+    CLUSTER = {
+        "train": {"gpus": 1, "cpus": 8, "memory_gb": 64, "hours": 24},
+        "sample": {"gpus": 1, "memory_gb": 24, "hours": 8},
+    }
     EXAMPLE_FIT = {"block_out_channels": [8, 16], "layers_per_block": 1, "attention": [2], "heads": [1, 2],
                    "cross_attention_dim": 8, "norm_groups": 4, "steps": 4, "batch_size": 4, "learning_rate": 0.001,
                    "ema": 0.5}  # fmt: skip

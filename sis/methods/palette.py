@@ -13,6 +13,7 @@ from sis.methods.contract import MapBatch, Method
 class Palette(Method):
     ROLE = "control"
     DETERMINISTIC = True
+    CLUSTER = {"sample": {"gpus": 0, "memory_gb": 4, "hours": 4}}
 
     def sample(self, maps: MapBatch, noise: Noise) -> Tensor:
         space = self.context.labels

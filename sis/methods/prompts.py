@@ -29,6 +29,7 @@ class FitParams(StrictModel):
 
 
 class Prompts(Method):
+    CLUSTER = {"train": {"gpus": 0, "memory_gb": 4, "hours": 1}}
     FitParams = FitParams
     EXAMPLE_FIT = {"stand_in": True, "tokens": 4, "width": 32}
 

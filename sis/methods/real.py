@@ -15,6 +15,7 @@ class Real(Method):
     ROLE = "control"
     NEEDS = ("pairs",)
     DETERMINISTIC = True
+    CLUSTER = {"sample": {"gpus": 0, "memory_gb": 4, "hours": 4}}
 
     def sample(self, maps: MapBatch, noise: Noise) -> Tensor:
         assert self.context.pairs is not None

@@ -122,6 +122,11 @@ class SCPDiff(Method):
     LATENTS = "autoencoder"
     MIRRORED = False
     PRIOR_OF_LATENTS = True
+    CLUSTER = {
+        "train": {"gpus": 1, "cpus": 8, "memory_gb": 64, "hours": 24},
+        "prior": {"gpus": 0, "memory_gb": 16, "hours": 4},
+        "sample": {"gpus": 1, "memory_gb": 24, "hours": 8},
+    }
     FitParams, SampleParams, PriorParams = FitParams, SampleParams, StatisticsParams
     EXAMPLE_FIT = {"hint_channels": [4, 8], "steps": 4, "batch_size": 4, "learning_rate": 0.001, "ema": 0.5}
     EXAMPLE_SAMPLE = {"steps": 5}

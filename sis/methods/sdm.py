@@ -64,6 +64,10 @@ class SampleParams(ReuseParams):
 
 
 class SDM(Method):
+    CLUSTER = {
+        "train": {"gpus": 1, "cpus": 8, "memory_gb": 64, "hours": 24},
+        "sample": {"gpus": 1, "memory_gb": 24, "hours": 8},
+    }
     FitParams, SampleParams = FitParams, SampleParams
     EXAMPLE_FIT = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [2], "spade_hidden": 8, "steps": 6,
                    "batch_size": 4, "learning_rate": 0.001, "ema": 0.5, "diffusion_steps": 50}  # fmt: skip

@@ -84,6 +84,10 @@ class SDMLoRA(Method):
     }
     LATENTS = "autoencoder"
     MIRRORED = True
+    CLUSTER = {
+        "train": {"gpus": 1, "cpus": 8, "memory_gb": 48, "hours": 24},
+        "sample": {"gpus": 1, "memory_gb": 24, "hours": 8},
+    }
     EXAMPLE_FIT = {"lora_rank": 2, "spade_hidden": 8, "steps": 4, "batch_size": 4, "learning_rate": 0.01, "ema": 0.5}
     EXAMPLE_SAMPLE = {"steps": 3}
     EXAMPLE_USES = {"autoencoder": _AUTOENCODER, "base": _BASE, "text": _TEXT}
