@@ -11,19 +11,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sis.cli_checkpoint import add_average_command, add_checkpoint_commands
+from sis.cli_cluster import add_cluster_commands
 from sis.cli_eval import add_eval_command
 from sis.cli_judging import add_judging_commands, handed_over
 from sis.cli_latent import add_latent_commands
 from sis.cli_pictures import add_picture_commands
-from sis.cli_prior import add_prior_commands
+from sis.cli_runs import add_run_commands, folder_of
 from sis.errors import SisError
-
-if TYPE_CHECKING:
-    from sis.methods.build import UsedFiles
-    from sis.plan import RunSpec
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +40,7 @@ def _run(words: list[str]) -> int:
     if (judged := handed_over(words)) is not None:
         return judged
     arguments = build_parser().parse_args(words)
+    arguments.words = words
     try:
         return arguments.run(arguments) or 0
     except SisError as error:
@@ -71,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_latent_commands(commands)
     add_picture_commands(commands, _pictures)
     add_eval_command(commands)
+    add_cluster_commands(commands)
     add_judging_commands(commands)
     _project_commands(commands)
     return parser
@@ -85,17 +83,6 @@ def _command(commands: _Commands, name: str, function: object, text: str) -> arg
     return parser
 
 
-def _run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--experiment", required=True, help="name or file of the experiment")
-    parser.add_argument("--dataset", required=True, help="dataset of the experiment")
-    # torchrun takes `--run` for an option of its own, cut short.
-    text = "run of the experiment (name, or id with hash)"
-    parser.add_argument("--run", "--run-name", dest="run_name", required=True, metavar="RUN", help=text)
-    parser.add_argument("--pairs", required=True, type=Path, help="prepared pairs (folder or its manifest)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--out", required=True, type=Path, help="where the result goes")
-
-
 def _stage_commands(commands: _Commands) -> None:
     prepare = _command(commands, "prepare", _prepare, "stage 1: turn raw data into verified pair shards")
     prepare.add_argument("--dataset", required=True, help="name or card of the dataset")
@@ -104,26 +91,7 @@ def _stage_commands(commands: _Commands) -> None:
     prepare.add_argument("--workers", type=int, default=0, help="processes (default: one a core)")
     prepare.add_argument("--out", required=True, type=Path, help="folder of the pairs (or its manifest)")
 
-    train = _command(commands, "train", _train, "stage 2: train the model of a run (docs/training.md)")
-    _run_arguments(train)
-    text = "go on from a state of other code, another device or number of processes; recorded in the model's facts"
-    train.add_argument("--resume-other", action="store_true", help=text)
-    encode = _command(commands, "encode", _encode, "encode the training split by a run's autoencoder")
-    _run_arguments(encode)
-    encode.add_argument("--model", type=Path, required=True, help="the trained autoencoder")
-    encode.add_argument("--mirrored", action="store_true", help="encode every mirrored picture too")
-    add_prior_commands(commands)
-    sample = _command(commands, "sample", _sample, "stage 4: make the image set of a run")
-    _run_arguments(sample)
-    sample.add_argument("--styles", type=Path, help="pairs of the train split, for methods with references")
-    train.add_argument("--latents", type=Path, help="the encoded training split, for methods that read one")
-    for stage in (train, sample):
-        text = "model of a role that the run names under `uses:`, once a role"
-        stage.add_argument("--uses", action="append", default=[], metavar="ROLE=MODEL", help=text)
-    sample.add_argument("--model", type=Path, help="trained model, for methods that train")
-    sample.add_argument("--prior", type=Path, help="prior, for methods that have one")
-    sample.add_argument("--shards", type=int, default=0, help="cut into so many shards (default: by shard size)")
-    sample.add_argument("--shard", type=int, default=-1, help="make only this shard (0-based)")
+    add_run_commands(commands)
 
     publish = _command(commands, "publish", _publish, "stage 6: write tables, gallery and leaderboard of an experiment")
     publish.add_argument("--experiment", required=True, help="name or file of the experiment")
@@ -197,17 +165,6 @@ def _project_commands(commands: _Commands) -> None:
     config.add_argument("--out", type=Path, help="schema: folder for one file each (default: print)")
 
 
-def _spec(arguments: argparse.Namespace) -> RunSpec:
-    from sis.plan import load_plan
-
-    return load_plan(experiment=arguments.experiment).spec(arguments.dataset, arguments.run_name)
-
-
-def _folder(path: Path) -> Path:
-    """A folder artefact may be named by its manifest, as the workflow does."""
-    return path.parent if path.name == "manifest.json" else path
-
-
 def _prepare(arguments: argparse.Namespace) -> None:
     from sis.config.files import dataset_card, dataset_root, settings
     from sis.data.parallel import available_cores
@@ -215,66 +172,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
     card = dataset_card(arguments.dataset)
     root = arguments.root or dataset_root(card, settings())
-    prepare(card, arguments.split, root, _folder(arguments.out), arguments.workers or available_cores())
-
-
-def _train(arguments: argparse.Namespace) -> None:
-    from sis.device import prepare_device
-    from sis.training.ranks import joined
-    from sis.training.train import train_model
-
-    with joined(arguments.device) as (ranks, device):
-        with ranks.together():
-            spec = _spec(arguments)
-            device = prepare_device(device, spec.threads)
-            used = _used(arguments)
-        train_model(spec, arguments.pairs, arguments.out, device, ranks, arguments.resume_other, used)
-
-
-def _used(arguments: argparse.Namespace) -> UsedFiles:
-    from sis.methods.build import UsedFiles
-
-    return UsedFiles(_roles(arguments), _folder(arguments.latents) if arguments.latents else None)
-
-
-def _roles(arguments: argparse.Namespace) -> dict[str, Path]:
-    """`--uses role=path` as a dictionary."""
-    pairs = [word.partition("=") for word in getattr(arguments, "uses", [])]
-    for role, _, path in pairs:
-        if not role or not path:
-            raise SisError(f"--uses {role!r} names no file", fix="write --uses ROLE=MODEL")
-    return {role: Path(path) for role, _, path in pairs}
-
-
-def _encode(arguments: argparse.Namespace) -> None:
-    from sis.device import prepare_device
-    from sis.training.encode import encode_split
-
-    spec = _spec(arguments)
-    device = prepare_device(arguments.device, spec.threads)
-    encode_split(spec, arguments.pairs, arguments.model, arguments.mirrored, _folder(arguments.out), device)
-
-
-def _sample(arguments: argparse.Namespace) -> None:
-    from sis.device import prepare_device
-    from sis.sampling.run import SampleJob, sample_run
-
-    spec = _spec(arguments)
-    device = prepare_device(arguments.device, spec.threads)
-    out = _folder(arguments.out)
-    job = SampleJob(
-        spec,
-        arguments.pairs,
-        out,
-        arguments.model,
-        arguments.prior,
-        device,
-        arguments.shards,
-        arguments.shard,
-        _roles(arguments),
-        arguments.styles,
-    )
-    sample_run(job)
+    prepare(card, arguments.split, root, folder_of(arguments.out), arguments.workers or available_cores())
 
 
 def _publish(arguments: argparse.Namespace) -> None:
@@ -334,7 +232,7 @@ def _import(arguments: argparse.Namespace) -> None:
     job = Import(
         folder=arguments.folder,
         pairs=arguments.pairs,
-        out=_folder(arguments.out),
+        out=folder_of(arguments.out),
         name=arguments.name,
         run_id=arguments.run_id or arguments.name,
         title=arguments.title or arguments.name,

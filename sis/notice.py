@@ -10,12 +10,15 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 #: What the command line returns after it stopped on request (EX_TEMPFAIL of sysexits.h).
 STOPPED_CODE = 75
+#: How long the other processes of a job wait until it is ended.
+_END_SECONDS = 120.0
 
 
 class Stopped(Exception):  # noqa: N818
@@ -46,8 +49,9 @@ NEVER = Notice()
 def told_by_signal(number: int = signal.SIGUSR2) -> Iterator[Notice]:
     """Lend a notice that a signal gives; the signal's own handler, which may queue the job again, runs after the work.
 
-    Whoever handled the signal before (submitit, in a job) is called once the work has stopped; it does not come back.
-    Without such a handler the process ends with `STOPPED_CODE`.
+    Whoever handled the signal before (submitit, in a job) is called once the work has stopped: it queues the job again
+    and does not come back. In all processes of a job but the first it does come back, and they wait for their end, as
+    an earlier one would end the first before it is done. Without such a handler the process ends with `STOPPED_CODE`.
     """
     if threading.current_thread() is not threading.main_thread():
         yield Notice()
@@ -59,6 +63,7 @@ def told_by_signal(number: int = signal.SIGUSR2) -> Iterator[Notice]:
     except Stopped:
         if callable(before):
             before(number, None)
+            time.sleep(_END_SECONDS)
         sys.stderr.write("stopped on request; finished work is kept, run the same command again\n")
         raise SystemExit(STOPPED_CODE) from None
     finally:

@@ -147,6 +147,8 @@ def _publish(method: Method, training: TrainingRun, config: dict, out: Path, run
         "final_loss": log[-1]["loss"] if log else None,
         "training_seconds": log[-1]["seconds"] if log else 0.0,
     }
+    if training.ranks.count > 1:
+        facts["processes"] = training.ranks.count
     if training.resumed:
         facts["resumed"] = training.resumed
 

@@ -3,11 +3,13 @@
 
 The rule that is enforced (imports inside functions count, imports under `if TYPE_CHECKING` do not):
 
-    ground      sis.errors, sis.progress, sis.device, sis.torchvision_ops, sis.config, sis.data
+    ground      sis.errors, sis.progress, sis.notice, sis.device, sis.torchvision_ops, sis.config, sis.data
                 (among the last two only: sis.data.labels and manifest are words of the cards)
     mathematics sis.nets, sis.diffusion, sis.priors                    may import the ground and each other
     contract    sis.methods.contract, sis.methods.discovery            ... the ground and mathematics
-    plan        sis.plan, sis.run_spec, sis.resolve                    ... the ground and the contract
+    plan        sis.plan, sis.plan_cluster, sis.needs, sis.run_spec, sis.resolve
+                                                                       ... the ground and the contract
+    launch      sis.launch                                             ... the ground, the contract and the plan
     checkpoints sis.checkpoints                                        ... the ground and mathematics
     methods     every other file of sis.methods                        ... the ground, mathematics, contract and
                                                                        checkpoints; never another method
@@ -30,10 +32,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS: dict[str, tuple[str, ...]] = {
-    "ground": ("sis.errors", "sis.progress", "sis.device", "sis.torchvision_ops", "sis.config", "sis.data"),
+    "ground": (
+        *("sis.errors", "sis.progress", "sis.notice", "sis.device", "sis.torchvision_ops", "sis.config", "sis.data"),
+    ),
     "mathematics": ("sis.nets", "sis.diffusion", "sis.priors"),
     "contract": ("sis.methods.contract", "sis.methods.discovery"),
-    "plan": ("sis.plan", "sis.run_spec", "sis.resolve"),
+    "plan": ("sis.plan", "sis.plan_cluster", "sis.needs", "sis.run_spec", "sis.resolve"),
+    "launch": ("sis.launch",),
     "checkpoints": ("sis.checkpoints",),
     "methods": ("sis.methods",),
     "training": ("sis.training",),
@@ -48,12 +53,13 @@ ALLOWED: dict[str, set[str]] = {
     "mathematics": {"ground", "mathematics"},
     "contract": {"ground", "mathematics", "contract"},
     "plan": {"ground", "contract", "plan"},
+    "launch": {"ground", "contract", "plan", "launch"},
     "checkpoints": {"ground", "mathematics", "checkpoints"},
     "methods": {"ground", "mathematics", "contract", "checkpoints", "methods"},
     "training": {*_BELOW_STAGES, "training"},
     "sampling": {*_BELOW_STAGES, "sampling"},
     "publish": {*_BELOW_STAGES, "publish"},
-    "project": {*_BELOW_STAGES, "training", "sampling", "publish", "project"},
+    "project": {*_BELOW_STAGES, "launch", "training", "sampling", "publish", "project"},
     "entrance": set(LAYERS),
 }
 
@@ -101,7 +107,7 @@ SIS = sorted(n for n in SOURCES if n.split(".")[0] == "sis")
 
 def test_the_graph_is_not_empty() -> None:
     assert len(SIS) > 40 and "sis.errors" in GRAPH["sis.data.images"]
-    assert "sis.training.train" in GRAPH["sis.cli"], "imports inside functions count"
+    assert "sis.training.train" in GRAPH["sis.cli_runs"], "imports inside functions count"
     assert "sis.training.loop" not in GRAPH["sis.methods.contract"], "imports for type checkers do not"
 
 

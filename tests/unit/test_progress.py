@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import json
 import re
+import time
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +71,66 @@ def test_nothing_to_do_is_done() -> None:
     with Progress("train", 0, "steps", stream=stream):
         pass
     assert "0/0 steps" in stream.getvalue()
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that SIS_PROGRESS names, written at every update."""
+    path = tmp_path / "progress-0.json"
+    monkeypatch.setenv(progress.FILE_VARIABLE, str(path))
+    monkeypatch.setattr(progress, "FILE_INTERVAL", 0.0)
+    return path
+
+
+def test_who_waits_reads_a_file(told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Progress("train scenes/sdm", 50, "steps", done=10) as bar:
+        assert json.loads(told.read_text())["done"] == 10
+        now[0] += 4.0
+        bar.update(6)
+        facts = json.loads(told.read_text())
+    assert abs(facts.pop("at") - time.time()) < 60
+    expected = {"title": "train scenes/sdm", "done": 16, "total": 50, "unit": "steps", "rate": 1.5}
+    assert facts == expected
+    assert [p.name for p in told.parent.iterdir()] == [told.name]
+
+
+def test_the_rate_of_the_file_forgets_what_was_there_already(told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Progress("sample", 100_000, "images") as bar:
+        bar.update(50_000)
+        for _ in range(60):
+            now[0] += 2.0
+            bar.update(4)
+        assert json.loads(told.read_text())["rate"] == 2.0
+
+
+def test_the_file_is_written_now_and_then_and_at_the_end(told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "FILE_INTERVAL", 3600.0)
+    with Progress("train", 3, "steps") as bar:
+        bar.update(2)
+        assert json.loads(told.read_text())["done"] == 0
+    assert json.loads(told.read_text())["done"] == 2
+
+
+def test_a_process_that_does_not_speak_for_the_job_writes_no_file(told: Path) -> None:
+    with Progress("train", 3, "steps", stream=io.StringIO()) as bar:
+        bar.update(3)
+    assert not told.exists()
+
+
+def test_a_file_that_cannot_be_written_does_not_stop_the_work(told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with Progress("train", 3, "steps") as bar:
+        bar.update(3)
+    assert bar.done == 3 and not list(told.parent.iterdir())
+    monkeypatch.setenv(progress.FILE_VARIABLE, str(told.parent / "away" / "progress-0.json"))
+    with Progress("train", 3, "steps") as bar:
+        bar.update(3)
+    assert bar.done == 3

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 FILE_LINES, FUNCTION_LINES = 400, 60
 VAGUE = {"utils", "util", "helpers", "helper", "misc", "manager", "common"}
 #: Command lines answer on standard output.
-MAY_PRINT = {"sis/cli.py", "sis/cli_checkpoint.py", "sis/cli_eval.py", "sis/cli_latent.py", "sis/cli_prior.py",
-             "sis/project/check.py"}  # fmt: skip
+MAY_PRINT = {"sis/cli.py", "sis/cli_checkpoint.py", "sis/cli_cluster.py", "sis/cli_eval.py", "sis/cli_latent.py",
+             "sis/cli_prior.py", "sis/project/check.py"}  # fmt: skip
 #: Readers of other people's pickles that resolve every name themselves.
 RESTRICTED = {"sis/data/jittor_files.py", "sis/priors/pickled.py"}
 #: Columns and numbers that their callers name are data, not options.

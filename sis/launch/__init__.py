@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs training and sampling elsewhere: submit or attach, follow, requeue, report."""
