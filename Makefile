@@ -7,7 +7,7 @@ CORES  ?= all
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-slurm lint bench clean
 
 demo: $(STAMP)
 	snakemake --profile workflow/profiles/local --cores $(CORES)
@@ -15,6 +15,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	python -m pytest
+
+# Needs root and Debian's slurmctld, slurmd, slurm-client, munge, slurmdbd, mariadb-server; starts a Slurm of its own.
+test-slurm: $(STAMP)
+	python -m pytest tests/slurm
 
 lint: $(STAMP)
 	ruff check .

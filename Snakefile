@@ -5,15 +5,22 @@ from snakemake.utils import min_version
 
 from sis.errors import refusing_in_one_line
 from sis.plan import load_plan
+from sis.plan_cluster import native_resources, prefer_commands, setup
 
 min_version("9.0")
-
-# Rules call `sis` and `python` of the environment that Snakemake itself runs in, activated or not.
-shell.prefix(f'set -euo pipefail; export PATH="{Path(sys.executable).parent}:$PATH"; ')
 
 # Settings come from config/config.yaml, read strictly; `snakemake --config key=value` overrides them.
 with refusing_in_one_line():
     plan = load_plan(overrides=config)
+site = plan.settings.slurm
+
+# The slurm executor asks `sacct` for the states of its jobs; this one answers where Slurm keeps no accounts, too.
+prefer_commands(Path(workflow.basedir, "workflow/profiles/slurm/bin"))
+
+# Rules call `sis` and `python` of the environment that Snakemake itself runs in, activated or not.
+shell.prefix(
+    f'{setup(site)}set -euo pipefail; export PATH="{Path(sys.executable).parent}:$PATH"; '
+)
 
 
 report: "workflow/report/workflow.rst"

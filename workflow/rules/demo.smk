@@ -11,3 +11,7 @@ rule demo_row_colours:
         "../envs/sis.yaml"
     shell:
         "python examples/row_colours.py {input.train} {input.val} {output.folder} 2>&1 | tee {log}"
+
+
+localrules:
+    demo_row_colours,

@@ -11,6 +11,12 @@ rule train_segmenter:
         "../envs/sis.yaml"
     threads: plan.experiment.threads
     resources:
+        **native_resources(
+            site,
+            lambda wildcards: plan.needs(
+                "evaluate", plan.of_judge(wildcards.judge).dataset
+            ),
+        ),
         # Who asks is no parameter: another protocol with the same segmenter must not invalidate finished work.
         protocol=lambda wildcards: plan.of_judge(wildcards.judge).name,
     shell:
@@ -30,6 +36,10 @@ rule measure_reference:
     conda:
         "../envs/sis.yaml"
     threads: plan.experiment.threads
+    resources:
+        **native_resources(
+            site, lambda wildcards: plan.needs("evaluate", wildcards.dataset)
+        ),
     params:
         out=subpath(output.manifest, parent=True),
         # A changed card runs this again; partials that it does not concern are kept in the folder.
@@ -54,9 +64,19 @@ rule measure:
         "logs/evaluate/{dataset}.{run_id}.{protocol}.measure.log",
     wildcard_constraints:
         run_id=plan.pattern(plan.run_ids()),
+    # One Slurm job for both; without a cluster groups mean nothing.
+    group:
+        "judge"
     conda:
         "../envs/sis.yaml"
     threads: plan.experiment.threads
+    resources:
+        **native_resources(
+            site,
+            lambda wildcards: plan.spec(wildcards.dataset, wildcards.run_id).needs(
+                "evaluate"
+            ),
+        ),
     params:
         out=subpath(output.manifest, parent=True),
         # A changed card runs this again; partials that it does not concern are kept in the folder.
@@ -79,9 +99,19 @@ rule score:
         "logs/evaluate/{dataset}.{run_id}.{protocol}.score.log",
     wildcard_constraints:
         run_id=plan.pattern(plan.run_ids()),
+    group:
+        "judge"
     conda:
         "../envs/sis.yaml"
     threads: plan.experiment.threads
+    resources:
+        **native_resources(
+            site,
+            lambda wildcards: plan.spec(wildcards.dataset, wildcards.run_id).needs(
+                "evaluate"
+            ),
+            hours=0.5,
+        ),
     params:
         card=lambda wildcards: plan.protocol_hash(wildcards.protocol),
     shell:

@@ -63,4 +63,6 @@ rule figures:
 
 
 localrules:
+    figure_comparison,
+    figure_multimodal,
     figures,

@@ -5,8 +5,11 @@ rule prepare_split:
         "logs/prepare/{dataset}.{split}.log",
     conda:
         "../envs/sis.yaml"
-    threads: 16
+    threads: lambda wildcards: plan.needs("prepare", wildcards.dataset).cpus
     resources:
+        **native_resources(
+            site, lambda wildcards: plan.needs("prepare", wildcards.dataset)
+        ),
         # Where the raw files lie is no parameter: moving them must not invalidate finished work.
         root=lambda wildcards: plan.data_root(wildcards.dataset),
     params:
@@ -32,6 +35,10 @@ rule describe_dataset:
         "logs/prepare/{dataset}.card.log",
     conda:
         "../envs/sis.yaml"
+    resources:
+        **native_resources(
+            site, lambda wildcards: plan.needs("prepare", wildcards.dataset)
+        ),
     params:
         out=subpath(output.card, parent=True),
     shell:

@@ -14,6 +14,12 @@ rule prior:
         "../envs/sis.yaml"
     threads: plan.experiment.threads
     resources:
+        **native_resources(
+            site,
+            lambda wildcards: plan.of_model(wildcards.dataset, wildcards.prior).needs(
+                "prior"
+            ),
+        ),
         # Who asks and where a job runs are no parameters: another experiment with the same model, or another device, must
         # not invalidate finished work.
         experiment=plan.experiment.name,
@@ -52,6 +58,12 @@ rule describe_prior:
     conda:
         "../envs/sis.yaml"
     resources:
+        **native_resources(
+            site,
+            lambda wildcards: plan.of_model(wildcards.dataset, wildcards.prior).needs(
+                "prior"
+            ),
+        ),
         experiment=plan.experiment.name,
         run=lambda wildcards: plan.of_model(wildcards.dataset, wildcards.prior).name,
         device=plan.settings.device,

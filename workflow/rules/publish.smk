@@ -39,3 +39,7 @@ rule publish:
     shell:
         "sis publish --experiment {params.experiment} --artefacts {params.artefacts}"
         " --out {params.out} 2>&1 | tee {log}"
+
+
+localrules:
+    publish,

@@ -12,6 +12,8 @@ rule train:
         "logs/train/{dataset}.{model}.log",
     wildcard_constraints:
         model=plan.pattern(plan.models(imported=False)),
+    # The launcher submits again by itself what is worth it.
+    retries: 0
     conda:
         "../envs/sis.yaml"
     threads: plan.experiment.threads
@@ -21,13 +23,21 @@ rule train:
         experiment=plan.experiment.name,
         run=lambda wildcards: plan.of_model(wildcards.dataset, wildcards.model).name,
         device=plan.settings.device,
+        # `snakemake --set-resources train:launcher=...` or a profile says otherwise than config/config.yaml.
+        launcher=plan.settings.launcher,
     params:
         options=lambda wildcards: plan.training_options(
             wildcards.dataset, wildcards.model
         ),
     shell:
         "sis train --experiment {resources.experiment} --dataset {wildcards.dataset} --run {resources.run}"
-        " --pairs {input.pairs} {params.options} --device {resources.device} --out {output.model} 2>&1 | tee {log}"
+        " --pairs {input.pairs} {params.options} --device {resources.device} --out {output.model}"
+        " --expect {wildcards.model} --launcher {resources.launcher} 2>&1 | (trap '' INT TERM HUP; tee {log})"
+
+
+# The launcher only waits: training is a job of its own, which saves its state and goes on.
+localrules:
+    train,
 
 
 # A run whose weights somebody else trained: `checkpoint:` names their file.
@@ -43,6 +53,9 @@ rule import_checkpoint:
     conda:
         "../envs/sis.yaml"
     resources:
+        **native_resources(
+            site, lambda wildcards: plan.needs("prepare", wildcards.dataset)
+        ),
         # Who asks is no parameter: another experiment with the same model must not invalidate finished work.
         experiment=plan.experiment.name,
         run=lambda wildcards: plan.of_model(wildcards.dataset, wildcards.model).name,
@@ -73,6 +86,12 @@ rule encode:
         "../envs/sis.yaml"
     threads: plan.experiment.threads
     resources:
+        **native_resources(
+            site,
+            lambda wildcards: plan.encoder(wildcards.dataset, wildcards.latents).needs(
+                "encode"
+            ),
+        ),
         # Who asks and where a job runs are no parameters: another experiment with the same latents, or another device, must
         # not invalidate finished work.
         experiment=plan.experiment.name,
@@ -104,6 +123,9 @@ rule average:
     conda:
         "../envs/sis.yaml"
     resources:
+        **native_resources(
+            site, lambda wildcards: plan.needs("prepare", wildcards.dataset)
+        ),
         # Who asks is no parameter: another experiment with the same model must not invalidate finished work.
         experiment=plan.experiment.name,
         run=lambda wildcards: plan.of_model(wildcards.dataset, wildcards.model).name,

@@ -11,6 +11,10 @@ rule retrieval_match:
         "logs/retrieval/{dataset}.match.log",
     conda:
         "../../envs/sis.yaml"
+    resources:
+        **native_resources(
+            site, lambda wildcards: plan.needs("prepare", wildcards.dataset)
+        ),
     shell:
         "python examples/retrieval.py match {input.train} {input.asked} {output.matches} 2>&1 | tee {log}"
 
@@ -29,6 +33,10 @@ rule retrieval:
         run_id=plan.pattern(plan.run_ids(method="retrieval")),
     conda:
         "../../envs/sis.yaml"
+    resources:
+        **native_resources(
+            site, lambda wildcards: plan.needs("prepare", wildcards.dataset)
+        ),
     shell:
         "(python examples/retrieval.py images {input.train} {input.matches} {output.folder} &&"
         " sis import {output.folder} --pairs {input.asked} --name retrieval --run-id {wildcards.run_id} --kind rule"
