@@ -7,7 +7,7 @@ CORES  ?= all
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-slurm lint bench clean
+.PHONY: demo test test-cluster lint bench clean
 
 demo: $(STAMP)
 	snakemake --profile workflow/profiles/local --cores $(CORES)
@@ -16,9 +16,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	python -m pytest
 
-# Needs root and Debian's slurmctld, slurmd, slurm-client, munge, slurmdbd, mariadb-server; starts a Slurm of its own.
-test-slurm: $(STAMP)
-	python -m pytest tests/slurm
+# Jobs on processes of this machine, then on a Slurm that the tests start themselves, which needs root and the packages
+# of tests/slurm/cluster/install-slurm --accounting.
+test-cluster: $(STAMP)
+	python -m pytest tests/launch tests/slurm
 
 lint: $(STAMP)
 	ruff check .

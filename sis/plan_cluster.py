@@ -64,9 +64,10 @@ def extra(site: SlurmSite) -> str:
 
 
 def setup(site: SlurmSite) -> str:
-    """The site's shell commands, to be written before a job's own; they run inside Slurm's jobs alone."""
+    """The site's shell commands for Snakemake's `shell.prefix`; they run inside Slurm's jobs alone."""
     commands = "; ".join(site.setup)
-    return f'if [ -n "${{SLURM_JOB_ID:-}}" ]; then {commands}; fi; ' if commands else ""
+    text = f'if [ -n "${{SLURM_JOB_ID:-}}" ]; then {commands}; fi; ' if commands else ""
+    return text.replace("{", "{{").replace("}", "}}")  # Snakemake fills single braces in
 
 
 def prefer_commands(folder: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,10 @@ class Bench:
 
         until(lambda: started() >= count, 120, f"{out} starts {count} times")
 
+    def process(self, out: str, index: int = 0) -> int:
+        """The process of a job that started last."""
+        return [e["pid"] for e in self.events(out) if e["event"] == "start" and e["index"] == index][-1]
+
     def weights(self, out: str) -> str:
         return hashlib.sha256((self.folder / out / "model.safetensors").read_bytes()).hexdigest()
 
@@ -151,8 +156,8 @@ class Bench:
         return (last["submission"], last["restart"]) != (event["submission"], event["restart"])
 
 
-def make_bench(folder: Path, cluster: Cluster | None) -> Bench:
-    """A project with prepared pairs and a training that can be interrupted."""
+def make_bench(folder: Path, cluster: Cluster | None, like: Bench | None = None) -> Bench:
+    """A project with prepared pairs, those of another one if there is one, and a training that can be interrupted."""
     folder.mkdir(parents=True)
     bench = Bench(copy_project(folder), cluster)
     bench.configure(
@@ -164,6 +169,9 @@ def make_bench(folder: Path, cluster: Cluster | None) -> Bench:
     runs = {RUN: {"method": "sdm", "fit": fit, "sample": {"steps": 25, "guidance": 1.5}}}
     cards = {stage: {"gpus": 1, "memory_gb": 2.0, "hours": 2.0} for stage in ("train", "sample")}
     bench.experiment(runs=runs, rule_methods="none", cluster=cards, samples_per_map=4, batch_size=4)
+    if like is not None:
+        shutil.copytree(like.folder / PAIRS, folder / PAIRS)
+        return bench
     for split in ("train", "val"):
         words = [sys.executable, "-m", "sis", "prepare", "--dataset", "scenes_tiny", "--split", split]
         bench.run([*words, "--out", f"{PAIRS}/{split}"])

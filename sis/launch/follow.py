@@ -17,6 +17,7 @@ from sis.launch.progress import JobProgress
 from sis.launch.queue import ENDED, JobState
 from sis.launch.record import Outcome, Record
 from sis.launch.submit import Submitter
+from sis.plan_cluster import gres
 
 #: What somebody else will end, or has begun on purpose.
 _PASSES = re.compile("JobHeldUser|JobHeldAdmin|ReqNodeNotAvail|Reserved|PartitionInactive")
@@ -104,7 +105,8 @@ class Follower:
             return None
         if not _PASSES.search(state.reason):
             self.to.queue.cancel(self.record.job)
-            what = f"job {self._called(index)} would never start: {why}"
+            asked = ", ".join(filter(None, (gres(self.site, self.needs), f"{self.needs.memory_gb:g} GiB")))
+            what = f"job {self._called(index)} would never start: {why}; it asks for {asked}, {self.needs.hours:g} h"
             error = SisError(what, where=self.folder, fix="ask for something else (docs/slurm.md), then run again")
             return Fault(index, error, 0, False, "")
         if why not in self._warned:

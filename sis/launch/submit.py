@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Time limits and preemptions that submitit counts before it gives a job up; a launcher counts by itself.
 _NO_LIMIT = 1_000_000
+#: What a site may say, in the words of sbatch.
+_CHOICES = ("partition", "account", "qos", "constraint", "exclude", "gres")
 
 
 class Submitter(Protocol):
@@ -59,6 +61,7 @@ class SlurmSubmitter:
     def submit(self, jobs: Sequence[StageJob], name: str, folder: Path, needs: Needs) -> str:
         from submitit import SlurmExecutor
 
+        self._ask(needs)
         try:
             executor = SlurmExecutor(folder=folder, max_num_timeout=_NO_LIMIT)
             executor.update_parameters(**self.parameters(name, needs))
@@ -67,6 +70,22 @@ class SlurmSubmitter:
             raise refused(str(error), self.site) from error
         except (OSError, subprocess.SubprocessError) as error:
             raise refused(getattr(error, "stderr", None) or str(error), self.site) from error
+
+    def _ask(self, needs: Needs) -> None:
+        """Let sbatch judge a job like these without taking it: held jobs are not judged when they are handed in."""
+        wanted = self.parameters("sis", needs)
+        names = ("time", "nodes", "ntasks_per_node", "cpus_per_task", "mem", *_CHOICES)
+        options = [f"--{name.replace('_', '-')}={wanted[name]}" for name in names if name in wanted]
+        options += [f"--{name}={value}" for name, value in self.site.extra.items()]
+        try:
+            command = ["sbatch", "--test-only", *options, "--wrap", "true"]
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=60, start_new_session=True
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise refused(str(error), self.site) from error
+        if done.returncode:
+            raise refused(done.stderr, self.site)
 
     def parameters(self, name: str, needs: Needs) -> dict[str, Any]:
         """submitit's words for what a job needs here; what nobody asks for is left out."""

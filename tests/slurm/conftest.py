@@ -33,9 +33,9 @@ def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def bench(cluster: Cluster, tmp_path: Path) -> Iterator[Bench]:
+def bench(cluster: Cluster, peace: Bench, tmp_path: Path) -> Iterator[Bench]:
     """A project with prepared pairs; its heads do not outlive the test."""
-    bench = make_bench(tmp_path / "project", cluster)
+    bench = make_bench(tmp_path / "project", cluster, peace)
     yield bench
     for head in bench.heads:
         if head.poll() is None:

@@ -165,7 +165,7 @@ def test_jobs_are_followed_with_accounting_and_start_with_the_sites_commands(flo
         pytest.skip("skipped: no Slurm accounting")
     flow.cluster.start("--accounting")
     try:
-        flow.configure(setup=['echo "$SLURM_JOB_ID" >> setup.txt'])
+        flow.configure(setup=['echo "${SLURM_JOB_ID}" >> setup.txt'])
         head = flow.start(flow.snakemake("tiny", f"{PAIRS}/val/manifest.json"))
         assert flow.ended(head) == 0, flow.said(head)
         jobs = flow.cluster.run("sacct", "-n", "-X", "-P", "-o", "JobIDRaw,State").splitlines()
@@ -199,7 +199,8 @@ def test_ctrl_c_ends_the_workflow_and_its_training(training: Flow) -> None:
     assert not (training.folder / target).exists()
     again = training.start(training.snakemake("tiny", target))
     assert training.ended(again) == 0, training.said(again)
-    until(lambda: sorted(launched(training).values()) == ["CANCELLED", "COMPLETED"], 30, "the second job has ended")
+    until(lambda: "RUNNING" not in launched(training).values(), 60, "the second job has ended")
+    assert sorted(launched(training).values()) == ["CANCELLED", "COMPLETED"]
 
 
 def test_a_workflow_that_was_killed_goes_on_with_the_same_job(training: Flow) -> None:

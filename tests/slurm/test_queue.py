@@ -96,8 +96,8 @@ def test_a_job_cancelled_by_hand_says_so(cluster: Cluster, queue: SlurmQueue, tm
 
 def test_a_time_limit_says_so(cluster: Cluster, queue: SlurmQueue, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    job = cluster.submit("srun sleep 100", log=log)
-    runs(queue, job)
+    job = cluster.submit("srun bash -c 'echo began; exec sleep 100'", log=log)
+    until(lambda: log.exists() and "began" in log.read_text(), 20, "its step has begun")
     cluster.time_out(job)
     end = ended(queue, job, 90)
     assert "reached its time limit of 1 h" in str(diagnose(job, end, log, NEEDS)) and transient(end)

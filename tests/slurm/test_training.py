@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 
 import pytest
@@ -27,9 +28,11 @@ def test_preempted_twice_timed_out_and_cancelled(bench: Bench, peace: Bench) -> 
         bench.cluster.hurry(job)
         bench.starts("model", times)
         bench.reaches("model", reached)
-    # A shorter limit on the running job: Slurm sends its signal a minute before it, which is now.
+    # A shorter limit on the running job: Slurm signals it a minute before the limit, that is when it looks next. The
+    # training stands still meanwhile, or it would be over; with the signal Slurm sends SIGCONT.
+    os.kill(bench.process("model"), signal.SIGSTOP)
     bench.cluster.run("scontrol", "update", f"jobid={job}", "TimeLimit=1")
-    until(lambda: bench.cluster.jobs()[job] == "PENDING", 60, "the job that timed out is queued again")
+    until(lambda: bench.cluster.jobs()[job] == "PENDING", 90, "the job that timed out is queued again")
     bench.cluster.run("scontrol", "update", f"jobid={job}", "TimeLimit=120")
     bench.cluster.hurry(job)
     bench.starts("model", 4)

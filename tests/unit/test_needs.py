@@ -154,9 +154,8 @@ def test_what_a_site_leaves_empty_is_not_asked_for() -> None:
 
 def test_the_sites_commands_run_inside_jobs_alone() -> None:
     assert setup(SlurmSite()) == ""
-    assert setup(SlurmSite(setup=["module load cuda", "ulimit -n 4096"])) == (
-        'if [ -n "${SLURM_JOB_ID:-}" ]; then module load cuda; ulimit -n 4096; fi; '
-    )
+    text = setup(SlurmSite(setup=["module load cuda", 'export X="${Y}"']))
+    assert text.format() == 'if [ -n "${SLURM_JOB_ID:-}" ]; then module load cuda; export X="${Y}"; fi; '
 
 
 def test_the_slurm_profile_gives_training_and_sampling_to_the_launcher() -> None:

@@ -75,9 +75,10 @@ set_hosts() {
 }
 
 # strays [NODE]: pids of processes our jobs left behind (their step managers first), or of those of one node. Job
-# processes are known by the cluster name in their environment, step managers by their socket in the spool.
+# processes are known by the cluster name in their environment, step managers by their open log:
+# other clusters have jobs of the same number.
 strays() {
-    local p up=" $$ " pid=$$ cmd node=${1:-}
+    local p up=" $$ " pid=$$ cmd node=${1:-} own=()
     while [ "$pid" -gt 1 ]; do              # never our own ancestors
         pid=$(awk '/^PPid:/ {print $2}' "/proc/$pid/status" 2>/dev/null) || break
         [ -n "$pid" ] || break
@@ -89,13 +90,12 @@ strays() {
         cmd=$(tr -d '\0' 2>/dev/null <"$p/cmdline") || continue
         case "$cmd" in
             'slurmstepd: ['*']')
-                cmd=${cmd#*[}                   # "17.batch]"; the socket is called n1_17.<step number>
-                compgen -G "$LIB/slurmd.${node:-*}/*_${cmd%%.*}.*" >/dev/null && echo "$pid" ;;
+                grep -q "^$LOG/slurmd\.${node:-[^/]*}\.log" < <(readlink "$p"/fd/* 2>/dev/null) && echo "$pid" ;;
             ?*)
                 grep -zqx "SLURM_CLUSTER_NAME=$CLUSTER" "$p/environ" 2>/dev/null || continue
                 [ -z "$node" ] || grep -zqx "SLURMD_NODENAME=$node" "$p/environ" 2>/dev/null || continue
-                echo "$pid" ;;
+                own+=("$pid") ;;
         esac
     done
-    return 0
+    [ ${#own[@]} = 0 ] || printf '%s\n' "${own[@]}"
 }

@@ -31,24 +31,19 @@ def peace(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    bench = make_bench(tmp_path / "project", None)
+def bench(tmp_path: Path, peace: Bench) -> Bench:
+    bench = make_bench(tmp_path / "project", None, peace)
     bench.configure(signal_seconds=30)
     return bench
-
-
-def process(bench: Bench, out: str, index: int = 0) -> int:
-    """The process of a job that started last."""
-    return [e["pid"] for e in bench.events(out) if e["event"] == "start" and e["index"] == index][-1]
 
 
 def test_a_signalled_training_is_started_again_and_ends_with_the_same_bits(bench: Bench, peace: Bench) -> None:
     head = bench.start(bench.training(launcher="local"))
     for reached in (15, 50):
         bench.reaches("model", reached)
-        first = process(bench, "model")
+        first = bench.process("model")
         os.kill(first, signal.SIGUSR2)
-        until(lambda first=first: process(bench, "model") != first, 60, "the job starts again")
+        until(lambda first=first: bench.process("model") != first, 60, "the job starts again")
     assert bench.ended(head) == 0, bench.said(head)
     assert bench.weights("model") == peace.weights("model")
     events = [event["event"] for event in bench.events("model")]
@@ -72,7 +67,7 @@ def test_a_head_that_was_killed_is_followed_by_one_that_attaches(bench: Bench, p
 def test_ctrl_c_ends_the_processes(bench: Bench, peace: Bench) -> None:
     head = bench.start(bench.training(launcher="local"))
     bench.reaches("model", 10)
-    job, pid = bench.job("model"), process(bench, "model")
+    job, pid = bench.job("model"), bench.process("model")
     assert bench.kill(head, signal.SIGINT) == 130
     assert not LocalQueue().states(job)
     until(lambda: not Path(f"/proc/{pid}").exists(), 10, "the training has ended")
@@ -96,7 +91,7 @@ def test_a_job_that_dies_without_a_word_is_seen(bench: Bench) -> None:
     bench.reaches("model", 5)
     controller = int(bench.job("model").split("@")[0])
     os.kill(controller, signal.SIGKILL)
-    os.kill(process(bench, "model"), signal.SIGKILL)
+    os.kill(bench.process("model"), signal.SIGKILL)
     assert bench.ended(head, 60) == 2
     last = bench.said(head).strip().splitlines()[-1]
     assert last.startswith(f"error: job {controller} ") and "_0_log.err" in last
@@ -116,7 +111,7 @@ def test_a_job_refuses_code_that_changed_while_it_waited(bench: Bench) -> None:
     bench.reaches("model", 5)
     source = bench.folder / "sis/notice.py"
     source.write_text(source.read_text() + "# changed\n")
-    os.kill(process(bench, "model"), signal.SIGUSR2)
+    os.kill(bench.process("model"), signal.SIGUSR2)
     assert bench.ended(head) == 2
     assert "the code changed while this job was queued" in bench.said(head)
 
