@@ -26,10 +26,18 @@ class Stopped(Exception):  # noqa: N818
 
 
 class Notice:
-    """Whether this process was told to stop soon."""
+    """What this process was told: to stop soon (`given`), or that it may be killed soon (`urgent`)."""
 
     def __init__(self) -> None:
-        self.given = False
+        self.given = self.urgent = False
+
+    def urge(self, signum: int = 0, frame: FrameType | None = None) -> None:
+        """Tell the work that a state of it would better be saved now; it goes on."""
+        self.urgent = True
+
+    def saved(self) -> None:
+        """A state is there."""
+        self.urgent = False
 
     def give(self, signum: int = 0, frame: FrameType | None = None) -> None:
         """Tell the work; a signal handler."""
@@ -52,12 +60,17 @@ def told_by_signal(number: int = signal.SIGUSR2) -> Iterator[Notice]:
     Whoever handled the signal before (submitit, in a job) is called once the work has stopped: it queues the job again
     and does not come back. In all processes of a job but the first it does come back, and they wait for their end, as
     an earlier one would end the first before it is done. Without such a handler the process ends with `STOPPED_CODE`.
+
+    submitit takes no notice of SIGTERM, which is all that a job hears of `scancel`, and of preemption on many sites:
+    there it means that a state is saved.
     """
     if threading.current_thread() is not threading.main_thread():
         yield Notice()
         return
     notice = Notice()
-    before = signal.signal(number, notice.give)
+    before, passed_over = signal.signal(number, notice.give), signal.getsignal(signal.SIGTERM)
+    if callable(passed_over):
+        signal.signal(signal.SIGTERM, notice.urge)
     try:
         yield notice
     except Stopped:
@@ -68,3 +81,5 @@ def told_by_signal(number: int = signal.SIGUSR2) -> Iterator[Notice]:
         raise SystemExit(STOPPED_CODE) from None
     finally:
         signal.signal(number, before)
+        if callable(passed_over):
+            signal.signal(signal.SIGTERM, passed_over)

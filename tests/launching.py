@@ -20,8 +20,8 @@ from project_copy import Project, copy_project
 
 RUN = "sdm-s1.5"
 PAIRS = "artefacts/pairs/scenes_tiny"
-#: A training of about half a minute that writes no state unless it is told to stop.
-STEPS = 120
+#: A training of half a minute that writes no state unless it is told to stop.
+STEPS = 200
 
 
 @dataclass

@@ -89,6 +89,9 @@ class Follower:
             self._silent.clear()
             return None
         state = states.get(index)
+        if state is None and states.keys() == {0} and states[0].state == "CANCELLED":
+            # How a restarted controller shows an array that was cancelled before a member began.
+            state = states[0]
         if state is not None and state.state not in ENDED:
             self._silent.pop(index, None)
             return self._never_starts(index, state)

@@ -125,12 +125,14 @@ class Launcher:
         if record is not None and not self._failed(record) and self.work.ready():
             self._say(f"job {record.job} has finished it")
             return None
-        self._end_unrecorded()
         return self._submit(record)
 
-    def _end_unrecorded(self) -> None:
-        """Cancel jobs of our name that nobody wrote down: their head died while it submitted them, held."""
-        for job in self._patiently(lambda: self.to.queue.find(self.name)):
+    def _end_unrecorded(self, known: Record | None) -> None:
+        """Cancel jobs of our name that nobody wrote down.
+
+        Their head died while it submitted them, held, or sbatch gave no answer though it had taken them.
+        """
+        for job in set(self.to.queue.find(self.name)) - {known.job if known else ""}:
             self._say(f"cancelling job {job}, which was never written down")
             self._cancelled(job)
 
@@ -142,7 +144,12 @@ class Launcher:
         argv = [[*work.argv, *work.arguments(part)] for part in members]
         code = source_digest()
         jobs = [StageJob(work.main, tuple(words), folder.resolve(), i, code) for i, words in enumerate(argv)]
-        job = self._patiently(lambda: self.to.submit(jobs, self.name, folder.resolve(), work.needs))
+
+        def hand_in() -> str:
+            self._end_unrecorded(before)
+            return self.to.submit(jobs, self.name, folder.resolve(), work.needs)
+
+        job = self._patiently(hand_in)
         record = Record(self.launcher, job, self.name, work.key, work.argv, attempt, str(folder), time.time(), members)
         record.save(work.folder)
         self._patiently(lambda: self.to.queue.release(job))

@@ -81,11 +81,13 @@ class TrainingRun:
                 learned = self._step(step, next(batches), learner, ids)
                 self.seconds += time.perf_counter() - began
                 self._afterwards(step, learned, learner, monitor, recipe)
-                told = step + 1 < recipe.total and self.ranks.any(self.notice.given)
-                if told or step + 1 in (recipe.steps, recipe.total) or (step + 1) % recipe.checkpoint_every == 0:
+                stop, urgent = self.ranks.any(self.notice.given, self.notice.urgent)
+                ends, stop = step + 1 in (recipe.steps, recipe.total), stop and step + 1 < recipe.total
+                if stop or urgent or ends or (step + 1) % recipe.checkpoint_every == 0:
                     self._save(step + 1, learner, states)
+                    self.notice.saved()
                 progress.update(1, loss=learned.loss, **(monitor.shown() if monitor else {}))
-                if told:
+                if stop:
                     raise Stopped
         self.average = learner.average
         if monitor:

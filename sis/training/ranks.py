@@ -86,13 +86,13 @@ class Ranks:
                 what = f"process {number} has another {' and another '.join(other)} than process 0"
                 self.refuse(SisError(what, fix="start all processes from the same code, configuration and data"))
 
-    def any(self, mine: bool) -> bool:
-        """Whether some process says so: each is told to stop at a moment of its own, all stop after the same step."""
+    def any(self, *mine: bool) -> tuple[bool, ...]:
+        """Of each fact, whether it holds in some process: each is told at a moment of its own, all act on one step."""
         if self.count == 1:
             return mine
-        told = torch.tensor([mine], dtype=torch.int32, device=self.device)
+        told = torch.tensor(mine, dtype=torch.int32, device=self.device)
         self._together(lambda: dist.all_reduce(told))
-        return bool(told.item())
+        return tuple(bool(number) for number in told.tolist())
 
     def gather(self, values: Tensor) -> Tensor:
         """The values `(k, n)` of all processes one after another, `(k, n count)`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -47,6 +48,9 @@ def test_preempted_twice_timed_out_and_cancelled(bench: Bench, peace: Bench) -> 
     assert "submitted job" in again.stdout
     assert bench.weights("model") == peace.weights("model")
     bench.never_two("model")
+    # scancel's SIGTERM saves a state, too.
+    log = next((bench.launch("model") / "2").glob("*_log.err")).read_text()
+    assert int(re.search(r"resumes at (\d+)/", log)[1]) >= 90  # pyright: ignore[reportOptionalSubscript]
     starts = [(e["submission"], e["restart"]) for e in bench.events("model") if e["event"] == "start"]
     assert starts == [("1", "0"), ("1", "1"), ("1", "2"), ("1", "3"), ("2", "0")]
 
