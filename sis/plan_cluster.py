@@ -12,6 +12,9 @@ from typing import Any
 
 from sis.config.cluster import Needs, SlurmSite
 
+#: Time limit of what takes minutes.
+_LIGHT_HOURS = 2.0
+
 Resource = str | Callable[[Any], str | int]
 
 
@@ -34,6 +37,11 @@ def native_resources(
         found["slurm_partition"] = lambda wildcards: partition(site, needs(wildcards))
     fixed = {"slurm_account": site.account, "qos": site.qos, "constraint": site.constraint, "slurm_extra": extra(site)}
     return found | {name: text for name, text in fixed.items() if text}
+
+
+def light(needs: Needs) -> Needs:
+    """What a single process asks for that reads artefacts once: a dataset's card, an import, a mean of models."""
+    return needs.model_copy(update={"cpus": 1, "hours": min(_LIGHT_HOURS, needs.hours or _LIGHT_HOURS)})
 
 
 def partition(site: SlurmSite, needs: Needs) -> str:

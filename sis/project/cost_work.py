@@ -12,6 +12,7 @@ from sis.config.cards import DatasetCard
 from sis.config.cluster import Needs
 from sis.config.files import dataset_card
 from sis.plan import Plan
+from sis.plan_cluster import light
 from sis.run_spec import RunSpec
 
 #: Time limit of scoring, whatever the cards say (workflow/rules/evaluate.smk).
@@ -93,7 +94,7 @@ def _data(plan: Plan) -> Iterator[Work]:
             yield _work("prepare", path, card.name, plan.needs("prepare", card.name), [], images=facts.count)
         if any(s.dataset.name == card.name and s.model_id and not s.checkpoint for s in plan.every):
             yield _decoded(plan, card)
-        needs, path = plan.needs("prepare", card.name), plan.dataset_card(card.name)
+        needs, path = light(plan.needs("prepare", card.name)), plan.dataset_card(card.name)
         yield _work("describe", path, card.name, needs, plan.splits(card.name))
 
 
@@ -128,10 +129,10 @@ def _models(plan: Plan) -> Iterator[Work]:
             path = plan.model(name, spec.model_id)
             if spec.ensemble:
                 inputs = plan.ensemble_inputs(name, spec.model_id)
-                needs, deps = plan.needs("prepare", name), [*inputs["scores"], *inputs["models"]]
+                needs, deps = light(plan.needs("prepare", name)), [*inputs["scores"], *inputs["models"]]
                 yield _work("average", path, name, needs, deps, spec=spec)
             elif spec.checkpoint:
-                yield _work("import", path, name, plan.needs("prepare", name), [], spec=spec)
+                yield _work("import", path, name, light(plan.needs("prepare", name)), [], spec=spec)
             else:
                 deps = [pairs, plan.dataset_card(name), *plan.training_inputs(name, spec.model_id).values()]
                 yield _work("train", path, name, spec.needs("train"), deps, spec=spec, images=count)

@@ -37,7 +37,7 @@ rule describe_dataset:
         "../envs/sis.yaml"
     resources:
         **native_resources(
-            site, lambda wildcards: plan.needs("prepare", wildcards.dataset)
+            site, lambda wildcards: light(plan.needs("prepare", wildcards.dataset))
         ),
     params:
         out=subpath(output.card, parent=True),

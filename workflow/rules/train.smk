@@ -54,7 +54,7 @@ rule import_checkpoint:
         "../envs/sis.yaml"
     resources:
         **native_resources(
-            site, lambda wildcards: plan.needs("prepare", wildcards.dataset)
+            site, lambda wildcards: light(plan.needs("prepare", wildcards.dataset))
         ),
         # Who asks is no parameter: another experiment with the same model must not invalidate finished work.
         experiment=plan.experiment.name,
@@ -124,7 +124,7 @@ rule average:
         "../envs/sis.yaml"
     resources:
         **native_resources(
-            site, lambda wildcards: plan.needs("prepare", wildcards.dataset)
+            site, lambda wildcards: light(plan.needs("prepare", wildcards.dataset))
         ),
         # Who asks is no parameter: another experiment with the same model must not invalidate finished work.
         experiment=plan.experiment.name,
