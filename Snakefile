@@ -5,7 +5,7 @@ from snakemake.utils import min_version
 
 from sis.errors import refusing_in_one_line
 from sis.plan import load_plan
-from sis.plan_cluster import native_resources, prefer_commands, setup
+from sis.plan_cluster import light, native_resources, prefer_commands, setup
 
 min_version("9.0")
 
