@@ -20,7 +20,7 @@ from sis.errors import SisError
 from sis.launch.follow import Follower, Settled
 from sis.launch.head import HeadSignals, Told, head_lock, say
 from sis.launch.job import StageJob
-from sis.launch.queue import ENDED, Queue, Unreachable
+from sis.launch.queue import ENDED, JobState, Queue, Unreachable
 from sis.launch.record import Outcome, Record, source_digest
 from sis.launch.submit import Submitter, submitter
 
@@ -184,7 +184,7 @@ class Launcher:
     def _seen(self) -> bool:
         """Whether the result is there; another node's files may take their time to be seen."""
         deadline = time.monotonic() + self.to.patience
-        while not (ready := self.work.ready()) and not self.work.missing() and time.monotonic() < deadline:
+        while not (ready := self.work.ready()) and time.monotonic() < deadline:
             time.sleep(min(0.5, self.site.poll_seconds))
         return ready
 
@@ -204,9 +204,14 @@ class Launcher:
 
     def _is_alive(self, record: Record) -> bool:
         """Whether jobs of a record are still there; waits for a controller that does not answer."""
-        while (states := self._queue_of(record).states(record.job)) is None:
-            self._say("the controller does not answer; waiting")
-            time.sleep(self.site.poll_seconds)
+        queue = self._queue_of(record)
+
+        def answered() -> dict[int, JobState]:
+            if (states := queue.states(record.job)) is None:
+                raise Unreachable("Slurm's controller does not answer")
+            return states
+
+        states = self._patiently(answered)
         return any(state.state not in ENDED for state in states.values())
 
     def _patiently(self, call: Callable[[], Answer]) -> Answer:
