@@ -88,9 +88,8 @@ def main() -> None:
         assert len(ours) == IMAGES and ours == theirs, "the pixels differ"
     print(f"one process: {alone:.0f} s, {IMAGES / alone:.0f} images/s")
     print(f"array of 100 jobs, 4 at a time, a kill and a cancelled job between: {array:.0f} s")
-    print(
-        f"a job costs {(array * 2 - alone) / 100:.1f} core-seconds beside its images; the waiting head {memory:.0f} MB"
-    )
+    print(f"a job costs {(array * 2 - alone) / 100:.1f} core-seconds beside its images")
+    print(f"the waiting head takes {memory:.0f} MB")
     print(line)
 
 

@@ -45,6 +45,9 @@ def launch_sampling(arguments: argparse.Namespace, job: SampleJob) -> int:
     def missing() -> list[int]:
         return [index for index in job.missing(pairs) if index in asked]
 
+    def units(indices: list[int]) -> int:
+        return sum(sizes[index] for index in indices)
+
     def shards(indices: list[int]) -> list[str]:
         return [word for index in indices for word in ("--shard", str(index))]
 
@@ -59,8 +62,9 @@ def launch_sampling(arguments: argparse.Namespace, job: SampleJob) -> int:
         needs=spec.needs("sample"),
         missing=missing,
         arguments=shards,
-        total=sum(sizes[index] for index in asked),
-        done=lambda: sum(sizes[index] for index in asked) - sum(sizes[index] for index in missing()),
+        total=units(asked),
+        units=lambda part: units(part or asked),
+        done=lambda: units(asked) - units(missing()),
         explain=lambda: _explained(job),
     )
     return Launcher(work, arguments.launcher, settings().slurm).run()

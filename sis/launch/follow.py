@@ -92,6 +92,9 @@ class Follower:
         if state is None and states.keys() == {0} and states[0].state == "CANCELLED":
             # How a restarted controller shows an array that was cancelled before a member began.
             state = states[0]
+        elif state is None and states and not log.exists():
+            # The controller remembers others of the array, and nothing of one that was cancelled before it began.
+            state = JobState("CANCELLED", reason="before it began")
         if state is not None and state.state not in ENDED:
             self._silent.pop(index, None)
             return self._never_starts(index, state)

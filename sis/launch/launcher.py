@@ -33,8 +33,8 @@ class Work:
 
     title: as `train scenes/sdm-ab12`. key: of everything that decides the result. outputs: its files, the declared one
     last; spare: where finished jobs leave them a second name. main, argv: the command that makes it; `arguments` are
-    its further words for some parts of it, `missing` the parts that are not made yet. total, done: units of work in
-    all, and those that are made. explain: why it may be incomplete though all jobs ended well.
+    its further words for some parts of it, `missing` the parts that are not made yet. total, units, done: units of work
+    in all, in some parts, and those that are made. explain: why it may be incomplete though all jobs ended well.
     """
 
     title: str
@@ -47,6 +47,7 @@ class Work:
     missing: Callable[[], list[int]]
     arguments: Callable[[list[int]], list[str]]
     total: int = 0
+    units: Callable[[list[int]], int] = len
     done: Callable[[], int] = int
     explain: Callable[[], str] = str
 
@@ -167,7 +168,7 @@ class Launcher:
         budget, mark = self.site.resubmits, self.work.done()
         while True:
             follower = Follower(record, self.work.title, self.to, self.site, self.work.needs)
-            settled = follower.run(self.work.total, self.work.done())
+            settled = follower.run(self.work.total, self._made_before(record))
             if not settled.failed and self._seen():
                 self._say("done")
                 return 0
@@ -180,6 +181,10 @@ class Launcher:
             for fault in settled.failed:
                 self._say(f"{fault.error}; submitting it again")
             record = self._submit(record)
+
+    def _made_before(self, record: Record) -> int:
+        """Units that these jobs did not have to make."""
+        return self.work.total - sum(self.work.units(part) for part in record.members) if self.work.total else 0
 
     def _seen(self) -> bool:
         """Whether the result is there; another node's files may take their time to be seen."""
@@ -203,7 +208,10 @@ class Launcher:
         raise first.error
 
     def _is_alive(self, record: Record) -> bool:
-        """Whether jobs of a record are still there; waits for a controller that does not answer."""
+        """Whether jobs of a record are still at work; waits for a controller that does not answer.
+
+        A job that has written how it ended may stay in the queue for some moments.
+        """
         queue = self._queue_of(record)
 
         def answered() -> dict[int, JobState]:
@@ -211,8 +219,8 @@ class Launcher:
                 raise Unreachable("Slurm's controller does not answer")
             return states
 
-        states = self._patiently(answered)
-        return any(state.state not in ENDED for state in states.values())
+        living = [i for i, state in self._patiently(answered).items() if state.state not in ENDED]
+        return any(Outcome.load(Path(record.folder), i) is None for i in living)
 
     def _patiently(self, call: Callable[[], Answer]) -> Answer:
         """What a call to the controller returns, whenever it answers."""

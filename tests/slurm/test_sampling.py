@@ -67,6 +67,19 @@ def test_after_a_cancelled_shard_only_missing_ones_are_submitted(ready: Bench, p
     assert same(ready, peace)
 
 
+def test_a_shard_that_is_cancelled_while_it_waits(ready: Bench, peace: Bench) -> None:
+    ready.configure(array_jobs=2)
+    head = ready.start(ready.sampling("images", "model"))
+    ready.reaches("images", 4, index=0)
+    ready.cluster.run("scancel", f"{ready.job('images')}_3")
+    assert ready.ended(head) == 2
+    assert "_3 was cancelled before it began" in ready.said(head)
+    # At once, while the last jobs may still be leaving.
+    again = ready.run(ready.sampling("images", "model"))
+    assert "submitted" in again.stdout and "jobs)" not in again.stdout, "one job for the one shard"
+    assert same(ready, peace)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGINT], ids=["kill", "hup", "int"])
 def test_a_head_that_ends_during_sampling(ready: Bench, peace: Bench, number: signal.Signals) -> None:
     head = ready.start(ready.sampling("images", "model"))
