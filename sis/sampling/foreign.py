@@ -94,7 +94,7 @@ def _run(command: list[str], log: Path, card: MethodCard) -> None:
         try:
             process = subprocess.Popen(
                 command, cwd=project_root(), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_environment(),
-                start_new_session=True,
+                start_new_session=True, preexec_fn=_not_told_to_stop,
             )  # fmt: skip
         except OSError as error:
             raise SisError(f"cannot start {command[0]!r}: {error.strerror}", where=card.title) from error
@@ -110,6 +110,11 @@ def _run(command: list[str], log: Path, card: MethodCard) -> None:
             _kill_group(process)
     if code:
         raise SisError(f"the command failed with exit code {code}: {_last_words(log)}", where=log)
+
+
+def _not_told_to_stop() -> None:
+    """A cluster's warning goes to every process of a job; this one it would kill, and the shard could be finished."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def _last_words(log: Path) -> str:

@@ -63,6 +63,12 @@ def test_a_program_gets_label_maps_ids_and_seed(program: Callable[..., NDArray[n
     assert not list((tmp_path / "work; touch a" / "$(touch b)").iterdir())
 
 
+def test_a_warning_to_all_processes_of_a_job_does_not_end_the_program(
+    program: Callable[..., NDArray[np.uint8]],
+) -> None:
+    assert len(program("import os, signal\nos.kill(os.getpid(), signal.SIGUSR2)\n" + GOOD_PROGRAM)) == 3
+
+
 def test_a_failing_program_is_reported_with_its_last_words(program: Callable[..., NDArray[np.uint8]]) -> None:
     with pytest.raises(SisError, match=r"exit code 3: .*out of memory.*log\.txt"):
         program("import sys\nprint('line')\nsys.stderr.write('out of memory')\nsys.exit(3)\n")
