@@ -16,6 +16,7 @@ _SACCT_FIELDS = "JobID,State,ExitCode,NodeList,Reason"
 # Personal settings of these commands would hide jobs or ask questions.
 _PERSONAL = ("SQUEUE_", "SACCT_", "SCANCEL_")
 _UNKNOWN = "Invalid job id"
+_UNCONFIGURED = ("Could not establish a configuration source", "DNS SRV lookup failed", "cannot stat file")
 _OVER = (_UNKNOWN, "already completing or completed", "already finished", "Job has already")
 
 
@@ -86,6 +87,9 @@ class SlurmQueue:
     def find(self, name: str) -> list[str]:
         """Ids of this user's living jobs of a name. Raises Unreachable, and SisError where there is no Slurm."""
         code, out, err = self._run("squeue", "-h", "-t", "all", "--me", "-o", "%F|%T|%j", installed=True)
+        if any(words in err for words in _UNCONFIGURED):
+            fix = "log in to a machine of the cluster, set SLURM_CONF, or use --launcher inline"
+            raise SisError("Slurm's commands are here, but they know of no cluster (no slurm.conf)", fix=fix)
         if code != 0:
             raise _unreachable(f"whether a job {name!r} runs already is unknown", err)
         return parse_names(out, name)
@@ -118,8 +122,9 @@ class SlurmQueue:
                 command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
                 check=False, timeout=self.timeout, start_new_session=True,
             )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return -1, "", f"{command[0]} did not answer within {self.timeout:g} s"
+        except subprocess.TimeoutExpired as error:
+            said = (error.stderr or b"").decode(errors="replace")
+            return -1, "", f"{said}\n{command[0]} did not answer within {self.timeout:g} s"
         except OSError as error:
             if installed and isinstance(error, FileNotFoundError):
                 fix = "log in to a machine of the cluster, or use --launcher inline"

@@ -165,6 +165,13 @@ def test_a_forgotten_job_without_accounting_is_forgotten(stubs: Stubs, err: str)
     assert SlurmQueue().states("2") == {}
 
 
+def test_a_machine_that_knows_of_no_cluster_is_not_waited_for(stubs: Stubs) -> None:
+    stubs.add("squeue", err="squeue: fatal: Could not establish a configuration source\n", code=1)
+    with pytest.raises(SisError, match="know of no cluster") as caught:
+        SlurmQueue().find("sis-a")
+    assert not isinstance(caught.value, Unreachable)
+
+
 def test_a_search_without_an_answer_is_refused(stubs: Stubs) -> None:
     stubs.add("squeue", err=DOWN, code=1)
     with pytest.raises(Unreachable, match=r"whether a job 'sis-a' runs already is unknown.*connect failure"):
