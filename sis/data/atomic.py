@@ -83,7 +83,7 @@ def only_writer(lock: Path, what: str) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             fix = "wait for it, or stop it"
-            raise SisError(f"another process is writing {what}", where=lock.parent, fix=fix) from None
+            raise SisError(f"another process is writing {what}", where=lock, fix=fix) from None
         yield
 
 

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from sis.data.atomic import atomic_path
@@ -19,9 +18,11 @@ from sis.data.atomic import atomic_path
 
 def keep_spare(files: Sequence[Path], folder: Path) -> None:
     """Give finished files a second name in `folder`; the earlier spares of these names go."""
+    folder.mkdir(parents=True, exist_ok=True)
     for path in files:
-        with atomic_path(_spare(path, folder)) as temporary:
-            _link(path, temporary)
+        spare = _spare(path, folder)
+        spare.unlink(missing_ok=True)
+        _link(path, spare)
 
 
 def restore_spare(files: Sequence[Path], folder: Path, manifest: Path, key: str) -> bool:
@@ -37,8 +38,7 @@ def bring_back(files: Sequence[Path], folder: Path) -> bool:
     if all(_spare(path, folder).is_file() for path in files):
         for path in files:
             if not path.exists():
-                with atomic_path(path) as temporary:
-                    _link(_spare(path, folder), temporary)
+                _link(_spare(path, folder), path)
     return all(path.exists() for path in files)
 
 
@@ -55,10 +55,11 @@ def _spare(path: Path, folder: Path) -> Path:
 
 
 def _link(path: Path, new: Path) -> None:
-    """A hard link, or a copy where the file system has none."""
-    with suppress(FileNotFoundError):
-        new.unlink()
+    """A hard link, which appears whole and leaves nothing else behind, or a copy where the file system has none."""
     try:
         os.link(path, new)
+    except FileExistsError:
+        return  # another process that finished the same was faster
     except OSError:
-        shutil.copyfile(path, new)
+        with atomic_path(new) as temporary:
+            shutil.copyfile(path, temporary)

@@ -68,6 +68,7 @@ def train_model(
     finished = _finished(out, key) if ranks.first else None
     if ranks.share(finished is not None):
         if ranks.first:
+            keep_spare(model_files(out), out.parent / "work")
             _tidy(out)
         return finished
     with ranks.together():
