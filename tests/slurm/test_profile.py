@@ -117,9 +117,9 @@ def test_jobs_are_followed_with_accounting_and_start_with_the_sites_commands(flo
         flow.configure(setup=['echo "${SLURM_JOB_ID}" >> setup.txt'])
         head = flow.start(flow.snakemake("tiny", f"{PAIRS}/val/manifest.json"))
         assert flow.ended(head) == 0, flow.said(head)
-        job = flow.asked().job.item()
-        # The database remembers other tests' jobs, too.
-        told = flow.cluster.run("sacct", "-n", "-X", "-P", "-j", job, "-o", "JobIDRaw,State").splitlines()
+        job, name = flow.asked().job.item(), flow.asked().name.item()
+        # The database remembers other tests' jobs, too, some of them with the same id.
+        told = flow.cluster.run("sacct", "-n", "-X", "-P", "--name", name, "-o", "JobIDRaw,State").splitlines()
         assert told == [f"{job}|COMPLETED"]
         assert (flow.folder / "setup.txt").read_text().split() == list(flow.asked().job)
     finally:
