@@ -38,9 +38,12 @@ def seconds(artefact: str) -> float:
 
 
 def sampling(manifest: str) -> float:
-    """Seconds of the slowest job of an image set: every shard says how long its job had been at work."""
-    shards = sorted(Path(manifest).parent.glob("shard-*.parquet"))
-    return max(float(table_metadata(path)["run"]["seconds"]) for path in shards)
+    """Seconds of the slowest job of an image set: every shard says how long its job had been at work.
+
+    Sets that somebody else made have no such shards; their manifest says how long it took to bring them in.
+    """
+    runs = [table_metadata(path).get("run", {}) for path in Path(manifest).parent.glob("shard-*.parquet")]
+    return max([float(run.get("seconds", 0.0)) for run in runs]) or seconds(manifest)
 
 
 class CriticalPath:
