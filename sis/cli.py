@@ -19,6 +19,7 @@ from sis.cli_judging import add_judging_commands, handed_over
 from sis.cli_latent import add_latent_commands
 from sis.cli_pictures import add_picture_commands
 from sis.cli_runs import add_run_commands, folder_of
+from sis.cli_words import Commands, add_command
 from sis.errors import SisError
 
 
@@ -74,17 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-_Commands = argparse._SubParsersAction
-
-
-def _command(commands: _Commands, name: str, function: object, text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(run=function)
-    return parser
-
-
-def _stage_commands(commands: _Commands) -> None:
-    prepare = _command(commands, "prepare", _prepare, "stage 1: turn raw data into verified pair shards")
+def _stage_commands(commands: Commands) -> None:
+    prepare = add_command(commands, "prepare", _prepare, "stage 1: turn raw data into verified pair shards")
     prepare.add_argument("--dataset", required=True, help="name or card of the dataset")
     prepare.add_argument("--split", required=True, help="split of the dataset")
     prepare.add_argument("--root", type=Path, help="the dataset's folder (default: by config/config.yaml)")
@@ -93,45 +85,47 @@ def _stage_commands(commands: _Commands) -> None:
 
     add_run_commands(commands)
 
-    publish = _command(commands, "publish", _publish, "stage 6: write tables, gallery and leaderboard of an experiment")
+    publish = add_command(
+        commands, "publish", _publish, "stage 6: write tables, gallery and leaderboard of an experiment"
+    )
     publish.add_argument("--experiment", required=True, help="name or file of the experiment")
     publish.add_argument("--artefacts", default="artefacts", help="root of the artefacts (default: artefacts)")
     publish.add_argument("--out", required=True, type=Path, help="folder of the publication")
 
 
-def _data_commands(commands: _Commands) -> None:
+def _data_commands(commands: Commands) -> None:
     text = "check raw datasets, describe prepared ones, unpack archives"
     data = commands.add_parser("data", help=text, description=text[0].upper() + text[1:] + ".")
     actions = data.add_subparsers(title="actions", metavar="ACTION", required=True, help="what to do")
 
-    check = _command(actions, "check", _data_check, "verify the raw files of a dataset without writing anything")
+    check = add_command(actions, "check", _data_check, "verify the raw files of a dataset without writing anything")
     check.add_argument("dataset", help="name or card of the dataset")
     check.add_argument("--root", type=Path, help="the dataset's folder (default: by config/config.yaml)")
     check.add_argument("--workers", type=int, default=0, help="processes (default: one a core)")
     check.add_argument("--quick", action="store_true", help="all names, but the pixels of a few pairs only")
 
-    card = _command(actions, "card", _data_card, "describe a prepared dataset: card.md, card.parquet, pairs.png")
+    card = add_command(actions, "card", _data_card, "describe a prepared dataset: card.md, card.parquet, pairs.png")
     card.add_argument("pairs", nargs="+", type=Path, help="every prepared split of one dataset (folder or manifest)")
     card.add_argument("--dataset", help="name or card of the dataset (default: the name in the splits)")
     card.add_argument("--out", required=True, type=Path, help="folder of the three files")
 
-    unpack = _command(actions, "unpack", _data_unpack, "unpack official archives, refusing what leaves the folder")
+    unpack = add_command(actions, "unpack", _data_unpack, "unpack official archives, refusing what leaves the folder")
     unpack.add_argument("archives", nargs="+", type=Path, help="zip or tar files")
     unpack.add_argument("--into", required=True, help="a dataset (its folder by config/config.yaml), or ./FOLDER")
 
 
-def _artefact_commands(commands: _Commands) -> None:
-    verify = _command(commands, "verify", _verify, "check every byte of artefacts against their manifests")
+def _artefact_commands(commands: Commands) -> None:
+    verify = add_command(commands, "verify", _verify, "check every byte of artefacts against their manifests")
     verify.add_argument("paths", nargs="+", type=Path, help="artefacts, or folders full of them")
 
-    export = _command(commands, "export", _export, "write an image set or pairs as a folder of PNGs")
+    export = add_command(commands, "export", _export, "write an image set or pairs as a folder of PNGs")
     export.add_argument("artefact", type=Path, help="image set or pairs")
     export.add_argument("--out", required=True, type=Path, help="new folder")
     what = export.add_mutually_exclusive_group()
     what.add_argument("--labels", action="store_true", help="of pairs: the label maps (stored ids)")
     what.add_argument("--instances", action="store_true", help="of pairs: the instance maps (16 bit)")
 
-    bring = _command(commands, "import", _import, "make an image set of a folder of PNGs")
+    bring = add_command(commands, "import", _import, "make an image set of a folder of PNGs")
     bring.add_argument("folder", type=Path, help="folder with the pictures")
     bring.add_argument("--pairs", required=True, type=Path, help="pairs whose label maps were drawn")
     bring.add_argument("--name", required=True, help="name of the run")
@@ -144,23 +138,23 @@ def _artefact_commands(commands: _Commands) -> None:
     bring.add_argument("--out", required=True, type=Path, help="folder of the image set (or its manifest)")
 
 
-def _project_commands(commands: _Commands) -> None:
-    listing = _command(commands, "list", _list, "list methods, datasets, experiments and protocols")
+def _project_commands(commands: Commands) -> None:
+    listing = add_command(commands, "list", _list, "list methods, datasets, experiments and protocols")
     listing.add_argument(
         "what", nargs="?", choices=["methods", "datasets", "experiments", "protocols"], help="one kind"
     )
 
-    new = _command(commands, "new", _new, "write the shortest working example of a plug-in")
+    new = add_command(commands, "new", _new, "write the shortest working example of a plug-in")
     new.add_argument("what", choices=["method", "dataset", "metric"], help="what to add")
     new.add_argument("name", help="its name: lower-case letters, digits, '_'")
     new.add_argument(
         "--kind", choices=["python", "command", "images", "rule"], default="python", help="kind of a method"
     )
 
-    check = _command(commands, "check", _check, "run the contract tests of one plug-in on the built-in data")
+    check = add_command(commands, "check", _check, "run the contract tests of one plug-in on the built-in data")
     check.add_argument("name", help="a method, dataset or metric")
 
-    config = _command(commands, "config", _config, "show schemas and check configuration files")
+    config = add_command(commands, "config", _config, "show schemas and check configuration files")
     config.add_argument("action", choices=["schema", "docs", "check"], help="JSON schemas, Markdown tables, or a check")
     config.add_argument("--out", type=Path, help="schema: folder for one file each (default: print)")
 

@@ -6,19 +6,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-_Commands = argparse._SubParsersAction
+from sis.cli_words import Commands, add_command
 
 
-def add_checkpoint_commands(commands: _Commands) -> None:
+def add_checkpoint_commands(commands: Commands) -> None:
     """`sis checkpoint inspect|import|export`."""
     text = "look into checkpoints of others, bring them in as models, write models back out"
     checkpoint = commands.add_parser("checkpoint", help=text, description=text[0].upper() + text[1:] + ".")
     actions = checkpoint.add_subparsers(title="actions", metavar="ACTION", required=True, help="what to do")
 
-    look = _command(actions, "inspect", _checkpoint_inspect, "tell what a file of weights is and which network it fits")
+    look = add_command(
+        actions, "inspect", _checkpoint_inspect, "tell what a file of weights is and which network it fits"
+    )
     look.add_argument("file", type=Path, help="checkpoint, folder of diffusers, or a model of ours")
 
-    bring = _command(actions, "import", _checkpoint_import, "make the model of a run of somebody's checkpoint")
+    bring = add_command(actions, "import", _checkpoint_import, "make the model of a run of somebody's checkpoint")
     bring.add_argument("file", type=Path, help="checkpoint (.pt, .ckpt, .safetensors) or a folder of diffusers")
     bring.add_argument("--experiment", required=True, help="name or file of the experiment")
     bring.add_argument("--dataset", required=True, help="dataset of the experiment")
@@ -28,15 +30,15 @@ def add_checkpoint_commands(commands: _Commands) -> None:
     )
     bring.add_argument("--out", required=True, type=Path, help="the model's file (.safetensors)")
 
-    export = _command(actions, "export", _checkpoint_export, "write a model as a checkpoint of an upstream format")
+    export = add_command(actions, "export", _checkpoint_export, "write a model as a checkpoint of an upstream format")
     export.add_argument("model", type=Path, help="model of ours")
     export.add_argument("--format", required=True, help="upstream format, as `inspect` calls it")
     export.add_argument("--out", required=True, type=Path, help="the checkpoint's file (.pt)")
 
 
-def add_average_command(commands: _Commands) -> None:
+def add_average_command(commands: Commands) -> None:
     """`sis average`."""
-    average = _command(commands, "average", _average, "make a run's model: the mean of the best of some")
+    average = add_command(commands, "average", _average, "make a run's model: the mean of the best of some")
     average.add_argument("--experiment", required=True, help="name or file of the experiment")
     average.add_argument("--dataset", required=True, help="dataset of the experiment")
     average.add_argument("--run", dest="run_name", required=True, help="the run with `ensemble:` (name, or id)")
@@ -52,12 +54,6 @@ def _average(arguments: argparse.Namespace) -> None:
     spec = load_plan(experiment=arguments.experiment).spec(arguments.dataset, arguments.run_name)
     made = average_best(spec, arguments.scores, arguments.models, arguments.out)
     print(f"wrote {arguments.out}: the mean of {' and '.join(made.meta['ensemble']['chosen'])}")  # noqa: T201
-
-
-def _command(commands: _Commands, name: str, function: object, text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(run=function)
-    return parser
 
 
 def _checkpoint_inspect(arguments: argparse.Namespace) -> None:

@@ -7,16 +7,15 @@ import argparse
 import sys
 from pathlib import Path
 
+from sis.cli_words import Commands, add_command
 from sis.errors import SisError
 
-_Commands = argparse._SubParsersAction
 
-
-def add_cluster_commands(commands: _Commands) -> None:
+def add_cluster_commands(commands: Commands) -> None:
     """`sis doctor`, `sis plan` and `sis gc`."""
     _add_plan(commands)
     _add_gc(commands)
-    doctor = _command(commands, "doctor", _doctor, "check whether this site's Slurm does what experiments need")
+    doctor = add_command(commands, "doctor", _doctor, "check whether this site's Slurm does what experiments need")
     doctor.add_argument("--slurm", action="store_true", required=True, help="check Slurm (docs/slurm.md)")
     doctor.add_argument("--experiment", default="", help="name or file of the experiment (default: the configured one)")
     doctor.add_argument("--no-jobs", action="store_true", help="look only; submit no tiny jobs to the nodes")
@@ -25,26 +24,20 @@ def add_cluster_commands(commands: _Commands) -> None:
     )
 
 
-def _add_plan(commands: _Commands) -> None:
-    plan = _command(commands, "plan", _plan, "say what an experiment costs on a cluster; submits nothing")
+def _add_plan(commands: Commands) -> None:
+    plan = add_command(commands, "plan", _plan, "say what an experiment costs on a cluster; submits nothing")
     plan.add_argument("experiment", help="name or file of the experiment")
     plan.add_argument("--artefacts", default="", help="root of the artefacts (default: by config/config.yaml)")
     plan.add_argument("--json", action="store_true", help="print every piece of unfinished work as JSON")
 
 
-def _add_gc(commands: _Commands) -> None:
-    gc = _command(commands, "gc", _gc, "remove what dead runs left below the artefacts, after asking")
+def _add_gc(commands: Commands) -> None:
+    gc = add_command(commands, "gc", _gc, "remove what dead runs left below the artefacts, after asking")
     gc.add_argument("--artefacts", default="", help="root of the artefacts (default: by config/config.yaml)")
     gc.add_argument("--dry-run", action="store_true", help="list what would go; remove nothing")
     gc.add_argument("--yes", action="store_true", help="remove without asking")
     text = "keep temporary files, and work that no experiment names, that changed within so many hours (default: 24)"
     gc.add_argument("--hours", type=float, default=24.0, help=text)
-
-
-def _command(commands: _Commands, name: str, function: object, text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(run=function)
-    return parser
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sis.cli_words import Commands, add_command
 from sis.errors import SisError, did_you_mean, first_of
 
 if TYPE_CHECKING:
     from sis.plan import Plan, RunSpec
 
-_Commands = argparse._SubParsersAction
 #: Commands that are handed over word by word, and what they do.
 HANDED_OVER = {"weights": "list, check and convert the external weights of the judging networks"}
 
@@ -25,12 +25,12 @@ def handed_over(words: Sequence[str]) -> int | None:
     return _evaluators(words[0], list(words[1:])) if words and words[0] in HANDED_OVER else None
 
 
-def add_judging_commands(commands: _Commands) -> None:
+def add_judging_commands(commands: Commands) -> None:
     """Add the commands; what they find they hand to `python -m evaluators`."""
     for name, text in HANDED_OVER.items():
         commands.add_parser(name, help=text)
     text = "compare two runs on the same label maps: differences with intervals and significance (docs/compare.md)"
-    compare = _command(commands, "compare", _compare, text)
+    compare = add_command(commands, "compare", _compare, text)
     compare.add_argument("a", metavar="A", help="run of the experiment (name, or id with hash), or folder of partials")
     compare.add_argument("b", metavar="B", help="the other")
     _place_arguments(compare, required=False)
@@ -46,7 +46,7 @@ def add_judging_commands(commands: _Commands) -> None:
     compare.add_argument("--answers", action="store_true", help="show what the protocol's segmenter sees, too")
     compare.add_argument("--out", type=Path, help="folder for comparison.json and comparison.parquet")
 
-    gallery = _command(commands, "gallery", _gallery, "draw the worst and the best images of a run by a metric")
+    gallery = add_command(commands, "gallery", _gallery, "draw the worst and the best images of a run by a metric")
     gallery.add_argument("run_name", metavar="RUN", help="run of the experiment (name, or id with hash)")
     _place_arguments(gallery, required=True)
     gallery.add_argument("--metric", help="metric that chooses the pictures (default: the first that can)")
@@ -54,12 +54,6 @@ def add_judging_commands(commands: _Commands) -> None:
     gallery.add_argument("--best", help="how many of the best (default: 8)")
     gallery.add_argument("--answers", action="store_true", help="show what the protocol's segmenter sees, too")
     gallery.add_argument("--out", type=Path, required=True, help="page (.html) or sheet (.png)")
-
-
-def _command(commands: _Commands, name: str, function: object, text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(run=function)
-    return parser
 
 
 def _place_arguments(parser: argparse.ArgumentParser, required: bool) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sis.cli_words import named_run
+
 if TYPE_CHECKING:
-    from sis.plan import RunSpec
     from sis.publish.figures import Choice
 
 _Commands = argparse._SubParsersAction
@@ -81,18 +82,12 @@ def _figure_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="the figure (.png)")
 
 
-def _spec(arguments: argparse.Namespace) -> RunSpec:
-    from sis.plan import load_plan
-
-    return load_plan(experiment=arguments.experiment).spec(arguments.dataset, arguments.run_name)
-
-
 def _edit(arguments: argparse.Namespace) -> list[Path]:
     from sis.device import prepare_device
     from sis.diffusion.repaint import Resampling
     from sis.sampling.edit import EditJob, edit
 
-    spec = _spec(arguments)
+    spec = named_run(arguments)
     job = EditJob(
         spec, arguments.image, arguments.label, arguments.edited_label, arguments.out, arguments.model,
         arguments.instance, arguments.edited_instance, Resampling(arguments.rounds, arguments.jump), arguments.grow,
@@ -105,7 +100,7 @@ def _trace(arguments: argparse.Namespace) -> list[Path]:
     from sis.device import prepare_device
     from sis.sampling.trace import TraceJob, trace
 
-    spec = _spec(arguments)
+    spec = named_run(arguments)
     device = prepare_device(arguments.device, spec.threads)
     job = TraceJob(
         spec, arguments.pairs, arguments.image_id, arguments.out, arguments.model, arguments.frames, device

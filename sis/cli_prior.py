@@ -5,17 +5,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from sis.cli_words import Commands, add_command, add_run_words, named_run
 from sis.errors import SisError
 
-if TYPE_CHECKING:
-    from sis.plan import RunSpec
 
-_Commands = argparse._SubParsersAction
-
-
-def add_prior_commands(commands: _Commands) -> None:
+def add_prior_commands(commands: Commands) -> None:
     """`sis prior` and `sis prior-report`."""
     prior = _command(commands, "prior", _prior, "stage 3: compute the prior of a run")
     prior.add_argument("--pairs", type=Path, help="prepared pairs of the train split (folder or its manifest)")
@@ -32,20 +27,10 @@ def add_prior_commands(commands: _Commands) -> None:
     report.add_argument("--out", required=True, type=Path, help="folder of prior.json, prior.md and prior.png")
 
 
-def _command(commands: _Commands, name: str, function: object, text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(run=function)
-    parser.add_argument("--experiment", required=True, help="name or file of the experiment")
-    parser.add_argument("--dataset", required=True, help="dataset of the experiment")
-    parser.add_argument("--run", dest="run_name", required=True, help="run of the experiment (name, or id with hash)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+def _command(commands: Commands, name: str, function: object, text: str) -> argparse.ArgumentParser:
+    parser = add_command(commands, name, function, text)
+    add_run_words(parser)
     return parser
-
-
-def _spec(arguments: argparse.Namespace) -> RunSpec:
-    from sis.plan import load_plan
-
-    return load_plan(experiment=arguments.experiment).spec(arguments.dataset, arguments.run_name)
 
 
 def _prior(arguments: argparse.Namespace) -> None:
@@ -53,7 +38,7 @@ def _prior(arguments: argparse.Namespace) -> None:
     from sis.methods.build import UsedFiles
     from sis.training.prior import Part, compute_prior, merge_priors
 
-    spec = _spec(arguments)
+    spec = named_run(arguments)
     if arguments.merge:
         merge_priors(spec, arguments.merge, arguments.out)
         return
@@ -78,7 +63,7 @@ def _report(arguments: argparse.Namespace) -> None:
     from sis.device import prepare_device
     from sis.training.prior import describe_prior
 
-    spec = _spec(arguments)
+    spec = named_run(arguments)
     device = prepare_device(arguments.device, spec.threads)
     describe_prior(spec, arguments.prior, arguments.pairs, arguments.autoencoder, arguments.out, device)
     print((arguments.out / "prior.md").read_text(), end="")  # noqa: T201

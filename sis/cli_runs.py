@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sis.cli_prior import add_prior_commands
+from sis.cli_words import Commands, add_command, add_run_words, named_run
 from sis.errors import SisError
 
 if TYPE_CHECKING:
@@ -16,10 +17,8 @@ if TYPE_CHECKING:
     from sis.plan import RunSpec
     from sis.sampling.job import SampleJob
 
-_Commands = argparse._SubParsersAction
 
-
-def add_run_commands(commands: _Commands) -> None:
+def add_run_commands(commands: Commands) -> None:
     """`sis train`, `encode`, `prior`, `sample`."""
     train = _command(commands, "train", _train, "stage 2: train the model of a run (docs/training.md)")
     text = "go on from a state of other code, another device or number of processes; recorded in the model's facts"
@@ -45,16 +44,10 @@ def add_run_commands(commands: _Commands) -> None:
         stage.add_argument("--expect", default="", metavar="ID", help=text)
 
 
-def _command(commands: _Commands, name: str, function: object, text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(run=function)
-    parser.add_argument("--experiment", required=True, help="name or file of the experiment")
-    parser.add_argument("--dataset", required=True, help="dataset of the experiment")
-    # torchrun takes `--run` for an option of its own, cut short.
-    text = "run of the experiment (name, or id with hash)"
-    parser.add_argument("--run", "--run-name", dest="run_name", required=True, metavar="RUN", help=text)
+def _command(commands: Commands, name: str, function: object, text: str) -> argparse.ArgumentParser:
+    parser = add_command(commands, name, function, text)
+    add_run_words(parser)
     parser.add_argument("--pairs", required=True, type=Path, help="prepared pairs (folder or its manifest)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--out", required=True, type=Path, help="where the result goes")
     return parser
 
@@ -62,12 +55,6 @@ def _command(commands: _Commands, name: str, function: object, text: str) -> arg
 def folder_of(path: Path) -> Path:
     """A folder artefact may be named by its manifest, as the workflow does."""
     return path.parent if path.name == "manifest.json" else path
-
-
-def _spec(arguments: argparse.Namespace) -> RunSpec:
-    from sis.plan import load_plan
-
-    return load_plan(experiment=arguments.experiment).spec(arguments.dataset, arguments.run_name)
 
 
 def _expected(arguments: argparse.Namespace, found: str) -> None:
@@ -81,7 +68,7 @@ def _train(arguments: argparse.Namespace) -> int | None:
     if arguments.launcher != "inline":
         from sis.cli_launch import launch_training
 
-        return launch_training(arguments, _spec(arguments), _roles(arguments))
+        return launch_training(arguments, named_run(arguments), _roles(arguments))
 
     from sis.device import prepare_device
     from sis.notice import told_by_signal
@@ -90,7 +77,7 @@ def _train(arguments: argparse.Namespace) -> int | None:
 
     with told_by_signal() as notice, joined(arguments.device) as (ranks, device):
         with ranks.together():
-            spec = _spec(arguments)
+            spec = named_run(arguments)
             _expected(arguments, spec.model_id)
             device = prepare_device(device, spec.threads)
             used = _used(arguments)
@@ -117,13 +104,13 @@ def _encode(arguments: argparse.Namespace) -> None:
     from sis.device import prepare_device
     from sis.training.encode import encode_split
 
-    spec = _spec(arguments)
+    spec = named_run(arguments)
     device = prepare_device(arguments.device, spec.threads)
     encode_split(spec, arguments.pairs, arguments.model, arguments.mirrored, folder_of(arguments.out), device)
 
 
 def _sample(arguments: argparse.Namespace) -> int | None:
-    spec = _spec(arguments)
+    spec = named_run(arguments)
     _expected(arguments, spec.run_id)
     if min(arguments.shard, default=0) < 0:
         raise SisError(f"there is no shard {min(arguments.shard)}", fix="shards count from 0")

@@ -23,7 +23,7 @@ class Record:
     """The submission that a launch folder belongs to (`job.json`).
 
     job: its id. name: unique for what it makes. key: of everything that decides the result. attempt: number of the
-    submission. folder: its files. members: of each job, what it makes (shards). done: work done when it was submitted.
+    submission. folder: its files. members: of each job, what it makes (shards).
     """
 
     launcher: str

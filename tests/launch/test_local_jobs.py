@@ -148,7 +148,7 @@ def test_a_training_by_hand_stops_on_the_signal_and_goes_on(bench: Bench, peace:
 
 def test_a_second_writer_of_a_model_is_refused(bench: Bench) -> None:
     head = bench.start(bench.training(launcher="inline"))
-    until(lambda: (bench.folder / "model/work/.training.lock").exists(), 60, "the training begins")
+    until(lambda: (bench.folder / "model" / "work" / ".training.lock").exists(), 60, "the training begins")
     time.sleep(1)
     done = bench.run(bench.training(launcher="inline"), check=False)
     assert done.returncode == 2 and "another process is writing this model" in done.stdout
