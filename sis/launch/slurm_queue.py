@@ -108,6 +108,12 @@ class SlurmQueue:
         if code != 0:
             raise _unreachable(f"job {job} is held", err, f"when it answers again: scontrol release {job}")
 
+    def waking(self, partition: str) -> bool:
+        """Whether nodes of a partition (all, without a name) have not reported since the controller was started."""
+        named = ("-p", partition) if partition else ()
+        code, out, _ = self._run("sinfo", "-h", "-N", *named, "-o", "%T")
+        return code == 0 and any(line.startswith("unknown") for line in out.splitlines())
+
     def _accounted(self, job: str) -> dict[int, JobState]:
         """What accounting knows of a job that the controller has forgotten; nothing where it is off or out of order."""
         code, out, _ = self._run("sacct", "-n", "-X", "-P", "-j", job, "-o", _SACCT_FIELDS)

@@ -15,7 +15,7 @@ from sis.data.parallel import available_cores
 from sis.launch.diagnosis import refused
 from sis.launch.job import StageJob
 from sis.launch.local_queue import JOB_NAME_VARIABLE, LocalQueue, process_id
-from sis.launch.queue import Queue
+from sis.launch.queue import Queue, Unreachable
 from sis.launch.slurm_queue import SlurmQueue
 from sis.plan_cluster import gres, megabytes, minutes, partition
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Time limits and preemptions that submitit counts before it gives a job up; a launcher counts by itself.
 _NO_LIMIT = 1_000_000
+#: sbatch's words when no node fits, which is also said while no node has reported.
+_NO_SUCH_NODE = "node configuration is not available"
 #: What a site may say, in the words of sbatch.
 _CHOICES = ("partition", "account", "qos", "constraint", "exclude", "gres")
 
@@ -53,7 +55,8 @@ class SlurmSubmitter:
 
     def __init__(self, site: SlurmSite) -> None:
         self.site, self.patience = site, site.patience_seconds
-        self.queue: Queue = SlurmQueue()
+        self._slurm = SlurmQueue()
+        self.queue: Queue = self._slurm
 
     def at_most(self, needs: Needs) -> int:
         return self.site.array_size
@@ -72,7 +75,10 @@ class SlurmSubmitter:
             raise refused(getattr(error, "stderr", None) or str(error), self.site) from error
 
     def _ask(self, needs: Needs) -> None:
-        """Let sbatch judge a job like these without taking it: held jobs are not judged when they are handed in."""
+        """Let sbatch judge a job like these without taking it: held jobs are not judged when they are handed in.
+
+        Raises Unreachable while a controller that was just started waits for its nodes: it knows of no GPUs before.
+        """
         wanted = self.parameters("sis", needs)
         names = ("time", "nodes", "ntasks_per_node", "cpus_per_task", "mem", *_CHOICES)
         options = [f"--{name.replace('_', '-')}={wanted[name]}" for name in names if name in wanted]
@@ -85,6 +91,8 @@ class SlurmSubmitter:
         except (OSError, subprocess.SubprocessError) as error:
             raise refused(str(error), self.site) from error
         if done.returncode:
+            if _NO_SUCH_NODE in done.stderr and self._slurm.waking(partition(self.site, needs)):
+                raise Unreachable("Slurm's controller has just started and has not heard of all its nodes yet")
             raise refused(done.stderr, self.site)
 
     def parameters(self, name: str, needs: Needs) -> dict[str, Any]:

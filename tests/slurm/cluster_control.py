@@ -110,13 +110,29 @@ class Cluster:
     @contextmanager
     def without_controller(self) -> Iterator[None]:
         """Stop the controller, and start it again afterwards; jobs go on."""
-        pid = self.pid("slurmctld")
-        os.kill(pid, signal.SIGTERM)
-        until(lambda: not Path(f"/proc/{pid}").exists(), 30, "the controller has ended")
+        self._end_controller()
         try:
             yield
         finally:
             self.start()
+
+    @contextmanager
+    def unheard_nodes(self, *nodes: str) -> Iterator[None]:
+        """Start the controller again while nodes are dead, so that it has not heard of them; they come back after."""
+        for node in nodes:
+            self.kill_node(node)
+        try:
+            self._end_controller()
+            self.run("slurmctld")
+            until(lambda: "unknown" in self.run("sinfo", "-h", "-N", "-o", "%T", check=False), 30, "nodes are unknown")
+            yield
+        finally:
+            self.start()
+
+    def _end_controller(self) -> None:
+        pid = self.pid("slurmctld")
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: not Path(f"/proc/{pid}").exists(), 30, "the controller has ended")
 
     def _script(self, name: str, *options: str) -> None:
         done = subprocess.run(

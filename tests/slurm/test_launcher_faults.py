@@ -118,6 +118,15 @@ def test_a_launch_while_the_controller_is_away_waits_for_it(bench: Bench) -> Non
     assert bench.kill(head, signal.SIGINT) == 130
 
 
+def test_a_launch_before_the_controller_has_heard_of_its_nodes_waits_for_them(bench: Bench) -> None:
+    with bench.cluster.unheard_nodes("n1", "n2"):
+        head = bench.start(bench.training())
+        until(lambda: "has not heard of all its nodes" in bench.said(head), 60, "the head waits")
+        assert head.poll() is None
+    bench.reaches("model", 5)
+    assert bench.kill(head, signal.SIGINT) == 130
+
+
 def test_a_job_that_can_never_start_is_not_waited_for(bench: Bench) -> None:
     bench.cluster.run("scontrol", "update", "partitionname=low", "MaxTime=60")
     try:
