@@ -34,6 +34,8 @@ _UNSEEN = re.compile(r"No such file or directory|Read-only file system|Permissio
 _OVER = {*ENDED, "COMPLETING", _FORGOTTEN}
 #: Seconds between two questions to the queue, and for a job to end that has nothing more to say.
 _POLL, _SETTLE = 1.0, 10.0
+#: Seconds that the words of a process that failed may take to its job's log.
+_LAST_WORDS = 3
 
 
 @dataclass(frozen=True)
@@ -223,8 +225,13 @@ def sbatch_words(tiny: TinyJob, site: SlurmSite, folder: Path) -> list[str]:
 
 
 def script(site: SlurmSite, folder: Path) -> str:
-    """What a tiny job runs: the site's own lines, then the probe on every node."""
-    run = shlex.join(["srun", "--kill-on-bad-exit=1", sys.executable, "-m", "sis.launch.doctor_probe", str(folder)])
+    """What a tiny job runs: the site's own lines, then the probe on every node.
+
+    A process that fails ends the others after some seconds. At once (--kill-on-bad-exit) would cut off what it says:
+    srun forwards lines one by one, and ends the step before the last of them has come.
+    """
+    step = ["srun", "--kill-on-bad-exit=0", f"--wait={_LAST_WORDS}"]
+    run = shlex.join([*step, sys.executable, "-m", "sis.launch.doctor_probe", str(folder)])
     return "\n".join(["#!/bin/bash", *site.setup, f"exec {run}", ""])
 
 
