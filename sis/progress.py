@@ -15,6 +15,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from sis.data.atomic import temporary_beside
+
 #: Seconds between two lines when the output is not a terminal.
 LINE_INTERVAL = 10.0
 #: Names the file that a waiting launcher reads; unset: none is written.
@@ -105,7 +107,7 @@ class _ProgressFile:
         since, before = self._marks[0]
         rate = (progress.done - before) / (now - since) if now > since else 0.0
         facts = {"title": progress.title, "done": progress.done, "total": progress.total, "unit": progress.unit}
-        temporary = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
+        temporary = temporary_beside(self.path)
         try:
             temporary.write_text(json.dumps({**facts, "rate": rate, "at": time.time()}))
             os.replace(temporary, self.path)  # noqa: PTH105 (named by the fault tests)

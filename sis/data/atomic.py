@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +17,16 @@ from sis.errors import SisError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_ACCESS = {errno.EACCES, errno.EROFS, errno.EPERM}
+
+
+def this_host() -> str:
+    """Eight letters for this machine, or container: processes of two nodes may have the same number."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def temporary_beside(path: Path) -> Path:
+    """The name under which this process, and no other on any node, writes what becomes `path`."""
+    return path.with_name(f".{path.name}.tmp-{this_host()}-{os.getpid()}")
 
 
 @contextmanager
@@ -26,7 +38,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     disk is full or the folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from sis.config.cards import DatasetCard
 from sis.config.files import dataset_root, project_root, settings
 from sis.config.protocols import ProtocolCard
+from sis.data.atomic import temporary_beside
 from sis.data.image_set import ImageSet
 from sis.data.manifest import manifest_path, read_manifest, stable_hash
 from sis.data.pairs import PairSet
@@ -163,7 +163,7 @@ def _link(link: Path, target: Path) -> None:
         raise SisError("another image set lies there already", where=link, fix="delete it")
     try:
         link.parent.mkdir(parents=True, exist_ok=True)
-        temporary = link.with_name(f".{link.name}.tmp-{os.getpid()}")
+        temporary = temporary_beside(link)
         temporary.symlink_to(target, target_is_directory=True)
         temporary.replace(link)
     except OSError as error:

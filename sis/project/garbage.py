@@ -19,12 +19,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sis.data.atomic import this_host
 from sis.project.garbage_named import Named
 
 #: Whether a job is alive, by launcher and id; None when nobody can tell.
 Alive = Callable[[str, str], bool | None]
 
-_TEMPORARY = re.compile(r"\..+\.tmp-(?P<pid>\d+)")
+_TEMPORARY = re.compile(r"\..+\.tmp-(?:(?P<host>[0-9a-f]{8})-)?(?P<pid>\d+)")
 _TRASH = re.compile(r"\.gc-\d+-.+")
 #: What a head that starts again asks for: which job it was, how its members ended, the result's second name.
 _KEPT_IN_WORK = re.compile(r".*\.lock|\.lock|.*\.spare|launch")
@@ -187,7 +188,8 @@ class Collector:
         areas = [p for p in path.parents if p.name == "work" and self.root in p.parents]
         if match is None or (areas and self._in_use(areas[-1])):
             return
-        if self._is_recent(path) or Path(f"/proc/{match['pid']}").exists():
+        here = match["host"] in (None, this_host())
+        if self._is_recent(path) or (here and Path(f"/proc/{match['pid']}").exists()):
             found.kept.append((path, f"its writer may be alive, or wrote within {self.hours:g} hours"))
         else:
             _add(found, path, [path], "half written by a dead process")

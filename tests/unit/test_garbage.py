@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from sis import cli
+from sis.data.atomic import temporary_beside, this_host
 from sis.plan import load_plan
 from sis.project import garbage
 from sis.project.garbage import Collector
@@ -204,6 +205,15 @@ def test_half_written_files_go_when_they_are_old_and_their_writer_is_dead(tree: 
     os.utime(inside, (OLD, OLD))
     assert tree.clean() == {old, inside}
     assert young.exists() and living.exists() and other.exists()
+
+
+def test_half_written_files_of_other_machines_go_by_their_age_alone(tree: Tree) -> None:
+    folder = tree.root / "pairs" / "scenes" / "train"
+    here = temporary_beside(put(folder / "a")).name
+    there = here.replace(this_host(), "0" * 8)
+    living, old, young = put(folder / here), put(folder / there), put(folder / there.replace(".a.", ".b."), NOW)
+    assert tree.clean() == {old}
+    assert living.exists() and young.exists()
 
 
 def test_links_are_not_followed(tree: Tree, tmp_path: Path) -> None:
