@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from sis.errors import SisError
 from sis.launch.queue import Unreachable
+from sis.launch.slurm_queue import need_cluster
 
 COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "srun")
 #: Seconds until a command of Slurm that says nothing is given up.
@@ -115,7 +116,7 @@ class Facts:
 def read_facts(ask: Ask = ask) -> Facts:
     """Everything that the checks look at.
 
-    Raises SisError where Slurm is not installed, Unreachable where its controller does not answer.
+    Raises SisError where Slurm is not installed or knows of no cluster, Unreachable where its controller is silent.
     """
     version = ask("sbatch", "--version")
     if version.code == 127:
@@ -178,6 +179,7 @@ def hours_of(limit: str) -> float:
 
 def _answered(answer: Answer) -> str:
     if answer.code:
+        need_cluster(answer.err)
         what = f"Slurm's controller does not answer: {answer.text}"
         raise Unreachable(what, fix="try again later (scontrol ping), or ask the site's administrators")
     return answer.out

@@ -64,6 +64,13 @@ def parse_names(text: str, name: str) -> list[str]:
     return [str(job) for job in sorted(found)]
 
 
+def need_cluster(errors: str) -> None:
+    """Raise SisError if these are the errors of a command that knows of no cluster."""
+    if any(words in errors for words in _UNCONFIGURED):
+        fix = "log in to a machine of the cluster, set SLURM_CONF, or use --launcher inline"
+        raise SisError("Slurm's commands are here, but they know of no cluster (no slurm.conf)", fix=fix)
+
+
 class SlurmQueue:
     """Jobs of this user in Slurm. timeout: seconds after which a command has no answer."""
 
@@ -87,9 +94,7 @@ class SlurmQueue:
     def find(self, name: str) -> list[str]:
         """Ids of this user's living jobs of a name. Raises Unreachable, and SisError where there is no Slurm."""
         code, out, err = self._run("squeue", "-h", "-t", "all", "--me", "-o", "%F|%T|%j", installed=True)
-        if any(words in err for words in _UNCONFIGURED):
-            fix = "log in to a machine of the cluster, set SLURM_CONF, or use --launcher inline"
-            raise SisError("Slurm's commands are here, but they know of no cluster (no slurm.conf)", fix=fix)
+        need_cluster(err)
         if code != 0:
             raise _unreachable(f"whether a job {name!r} runs already is unknown", err)
         return parse_names(out, name)

@@ -12,6 +12,7 @@ from recorded_slurm import CONFIG, DBD, NODES, PARTITIONS, Recorded, accounted, 
 
 from sis.cli import main
 from sis.config.cluster import SlurmSite
+from sis.errors import SisError
 from sis.launch import doctor_site
 from sis.launch.doctor import examine
 from sis.launch.doctor_checks import check_site
@@ -218,6 +219,12 @@ def test_a_controller_that_does_not_answer_is_a_finding() -> None:
     findings = list(examine(load_plan(experiment="tiny"), say=lambda _: None, ask=away))
     assert [f.level for f in findings] == ["bad"]
     assert "Unable to contact slurm controller" in findings[0].text and "\n" not in findings[0].line()
+
+
+def test_commands_without_a_cluster_are_one_line() -> None:
+    lost = Answer(1, "", "scontrol: error: fetch_config: DNS SRV lookup failed\nscontrol: fatal: Could not establish")
+    with pytest.raises(SisError, match=r"they know of no cluster \(no slurm.conf\)"):
+        read_facts(Recorded({"scontrol show config": lost}))
 
 
 @pytest.mark.parametrize(("found", "notes"), [(Answer(0, "Slurmctld(primary) is UP"), 0), (Answer(1, ""), 1)])
