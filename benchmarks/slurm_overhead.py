@@ -43,7 +43,7 @@ def sampling(manifest: str) -> float:
     Sets that somebody else made have no such shards; their manifest says how long it took to bring them in.
     """
     runs = [table_metadata(path).get("run", {}) for path in Path(manifest).parent.glob("shard-*.parquet")]
-    return max([float(run.get("seconds", 0.0)) for run in runs]) or seconds(manifest)
+    return max((float(run.get("seconds", 0.0)) for run in runs), default=0.0) or seconds(manifest)
 
 
 class CriticalPath:

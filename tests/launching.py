@@ -109,7 +109,7 @@ class Bench:
 
     def job(self, out: str) -> str:
         """Id of the recorded job."""
-        until((self.launch(out) / "job.json").exists, 60, "a job is recorded")
+        until((self.launch(out) / "job.json").exists, 120, "a job is recorded")
         return json.loads((self.launch(out) / "job.json").read_text())["job"]
 
     def events(self, out: str) -> list[dict[str, Any]]:

@@ -70,7 +70,7 @@ def test_ctrl_c_ends_the_processes(bench: Bench, peace: Bench) -> None:
     job, pid = bench.job("model"), bench.process("model")
     assert bench.kill(head, signal.SIGINT) == 130
     assert not LocalQueue().states(job)
-    until(lambda: not Path(f"/proc/{pid}").exists(), 10, "the training has ended")
+    until(lambda: not Path(f"/proc/{pid}").exists(), 60, "the training has ended")
     assert bench.run(bench.training(launcher="local")).returncode == 0
     assert bench.weights("model") == peace.weights("model")
 

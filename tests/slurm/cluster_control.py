@@ -124,7 +124,7 @@ class Cluster:
         try:
             self._end_controller()
             self.run("slurmctld")
-            until(lambda: "unknown" in self.run("sinfo", "-h", "-N", "-o", "%T", check=False), 30, "nodes are unknown")
+            until(lambda: "unknown" in self.run("sinfo", "-h", "-N", "-o", "%T", check=False), 60, "nodes are unknown")
             yield
         finally:
             self.start()
@@ -132,11 +132,11 @@ class Cluster:
     def _end_controller(self) -> None:
         pid = self.pid("slurmctld")
         os.kill(pid, signal.SIGTERM)
-        until(lambda: not Path(f"/proc/{pid}").exists(), 30, "the controller has ended")
+        until(lambda: not Path(f"/proc/{pid}").exists(), 60, "the controller has ended")
 
     def _script(self, name: str, *options: str) -> None:
         done = subprocess.run(
-            [SCRIPTS / name, *options], env=self.environment, text=True, check=False, timeout=180,
+            [SCRIPTS / name, *options], env=self.environment, text=True, check=False, timeout=300,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout

@@ -68,12 +68,12 @@ def test_a_job_that_the_controller_has_forgotten_is_known_by_accounting(
     held = accounting.submit("true", "--hold")
     where = ended(queue, failing)[0].nodes
     ended(queue, killed)
-    until(lambda: (queue.states(array) or {})[0].state == "COMPLETED", 30, "the first member has ended")
+    until(lambda: (queue.states(array) or {})[0].state == "COMPLETED", 60, "the first member has ended")
     queue.cancel(array)
     queue.cancel(held)
     ended(queue, array)
     for job in (failing, killed, array, held):
-        until(lambda job=job: _settled(accounted(accounting, job)), 30, "accounting has it")
+        until(lambda job=job: _settled(accounted(accounting, job)), 60, "accounting has it")
     accounting.stop()
     shutil.rmtree(accounting.root / "lib" / "slurmctld")
     accounting.start("--accounting")
@@ -121,7 +121,7 @@ def test_limits_of_an_account_refuse_or_hold_a_job(accounting: Cluster, queue: S
             accounting.submit("true", "--account=test", "--array=0-3")
         assert "the account's limits do not allow this job now" in str(refused(str(caught.value), SlurmSite()))
         job = accounting.submit("true", "--account=test", "--time=9")
-        until(lambda: stuck((queue.states(job) or {})[0]), 20, "it is stuck")
+        until(lambda: stuck((queue.states(job) or {})[0]), 60, "it is stuck")
         assert "may not ask for so much time" in stuck((queue.states(job) or {})[0])
     finally:
         limit("MaxSubmitJobs=-1", "MaxWall=-1")

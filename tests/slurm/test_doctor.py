@@ -30,7 +30,7 @@ def doctor(project: Project, cluster: Cluster, *options: str, **site: object) ->
     done = subprocess.run(
         [sys.executable, "-m", "sis", "doctor", "--slurm", *options],
         cwd=project.folder, env={**surrounding, "PYTHONPATH": str(project.folder), "PATH": os.environ["PATH"]},
-        text=True, capture_output=True, check=False, timeout=120,
+        text=True, capture_output=True, check=False, timeout=300,
     )  # fmt: skip
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stdout.splitlines(), done.stderr
@@ -55,7 +55,7 @@ def test_a_good_site_without_accounting(project: Project, cluster: Cluster) -> N
     # Nothing is left: no folder, and the job has ended by itself.
     assert not list((project.folder / "artefacts").iterdir())
     job = progress.split()[1]
-    until(lambda: cluster.jobs()[job] != "COMPLETING", 10, "the job is over")
+    until(lambda: cluster.jobs()[job] != "COMPLETING", 60, "the job is over")
     assert cluster.jobs()[job] == "COMPLETED"
 
 

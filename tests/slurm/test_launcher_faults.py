@@ -22,14 +22,14 @@ def last_line(text: str) -> str:
 
 def refused(bench: Bench, *words: str) -> str:
     """The line with which a launch ends that cannot succeed."""
-    done = bench.run(bench.training(), check=False, timeout=150)
+    done = bench.run(bench.training(), check=False, timeout=300)
     assert done.returncode == 2, done.stdout
     line = last_line(done.stdout)
     assert line.startswith("error: ") and "Traceback" not in done.stdout
     assert all(word in line for word in words), line
     # A job that ended by its own word may take a moment to leave.
     living = ("PENDING", "RUNNING", "COMPLETING")
-    until(lambda: not any(s in living for s in bench.cluster.jobs().values()), 20, "no job is left")
+    until(lambda: not any(s in living for s in bench.cluster.jobs().values()), 60, "no job is left")
     return line
 
 

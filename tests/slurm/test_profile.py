@@ -165,7 +165,7 @@ def test_a_workflow_that_was_killed_goes_on_with_the_same_job(training: Flow) ->
     training.run([*training.snakemake("tiny", target), "--unlock"])
     again = training.start(training.snakemake("tiny", target))
     assert training.ended(again) == 0, training.said(again)
-    until(lambda: launched(training) == {job: "COMPLETED"}, 30, "the only job has ended")
+    until(lambda: launched(training) == {job: "COMPLETED"}, 60, "the only job has ended")
     assert (training.folder / target).is_file()
     training.never_two(folder)
 

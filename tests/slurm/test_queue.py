@@ -38,7 +38,7 @@ def state(queue: SlurmQueue, job: str, index: int = 0) -> JobState:
     return found[index]
 
 
-def ended(queue: SlurmQueue, job: str, seconds: float = 30, index: int = 0) -> JobState:
+def ended(queue: SlurmQueue, job: str, seconds: float = 60, index: int = 0) -> JobState:
     """Wait for the end of a job."""
     until(lambda: state(queue, job, index).state in ENDED, seconds, f"job {job} has ended")
     return state(queue, job, index)
@@ -46,26 +46,26 @@ def ended(queue: SlurmQueue, job: str, seconds: float = 30, index: int = 0) -> J
 
 def runs(queue: SlurmQueue, job: str) -> None:
     """Wait until a job runs."""
-    until(lambda: state(queue, job).state == "RUNNING", 20, f"job {job} runs")
+    until(lambda: state(queue, job).state == "RUNNING", 60, f"job {job} runs")
 
 
 def test_members_of_an_array_have_states_of_their_own(cluster: Cluster, queue: SlurmQueue) -> None:
     job = cluster.submit("[ $SLURM_ARRAY_TASK_ID = 0 ] && exit 3; sleep 60", "--array=0-3%2", "-J", "sis-array")
     until(lambda: [s.state for _, s in sorted((queue.states(job) or {}).items())][:3] == ["FAILED"] + ["RUNNING"] * 2,
-          30, "the first has failed, two run")  # fmt: skip
+          50, "the first has failed, two run")  # fmt: skip
     found = queue.states(job) or {}
     assert found[0] == JobState("FAILED", "NonZeroExitCode", found[0].nodes, "3:0") and found[0].nodes
     assert found[3] == JobState("PENDING", "JobArrayTaskLimit") and stuck(found[3]) == ""
     assert queue.find("sis-array") == [job] and queue.find("sis-arra") == []
     queue.cancel(job)
-    until(lambda: queue.find("sis-array") == [], 30, "all members are gone")
+    until(lambda: queue.find("sis-array") == [], 60, "all members are gone")
     assert ended(queue, job, index=2).state == "CANCELLED"
     queue.cancel(job)  # once more does no harm
 
 
 def test_a_held_job_waits_to_be_released(cluster: Cluster, queue: SlurmQueue) -> None:
     job = cluster.submit("true", "--hold", "-J", "sis-held")
-    until(lambda: state(queue, job).reason == "JobHeldUser", 10, "it is held")
+    until(lambda: state(queue, job).reason == "JobHeldUser", 60, "it is held")
     assert "held by its user" in stuck(state(queue, job)) and queue.find("sis-held") == [job]
     queue.release(job)
     assert ended(queue, job) == JobState("COMPLETED", nodes=state(queue, job).nodes, exit_code="0:0")
@@ -97,7 +97,7 @@ def test_a_job_cancelled_by_hand_says_so(cluster: Cluster, queue: SlurmQueue, tm
 def test_a_time_limit_says_so(cluster: Cluster, queue: SlurmQueue, tmp_path: Path) -> None:
     log = tmp_path / "log"
     job = cluster.submit("srun bash -c 'echo began; exec sleep 100'", log=log)
-    until(lambda: log.exists() and "began" in log.read_text(), 20, "its step has begun")
+    until(lambda: log.exists() and "began" in log.read_text(), 60, "its step has begun")
     cluster.time_out(job)
     end = ended(queue, job, 90)
     assert "reached its time limit of 1 h" in str(diagnose(job, end, log, NEEDS)) and transient(end)
@@ -145,11 +145,11 @@ def test_a_dead_node_ends_or_requeues_its_jobs(cluster: Cluster, queue: SlurmQue
     other = cluster.submit("sleep 200", "-w", "n2")
     for job in (once, kept, other):
         runs(queue, job)
-    until(Path(f"{done}.1").exists, 10, "it has begun")
+    until(Path(f"{done}.1").exists, 60, "it has begun")
     cluster.kill_node("n1")
     end = ended(queue, once, 90)
     assert "ended because its node failed" in str(diagnose(once, end, log, NEEDS)) and transient(end)
-    until(lambda: state(queue, kept).state == "PENDING", 10, "the other is queued again")
+    until(lambda: state(queue, kept).state == "PENDING", 60, "the other is queued again")
     assert state(queue, other).state == "RUNNING"
     cluster.start()
     cluster.hurry(kept)
@@ -174,7 +174,7 @@ def test_daemons_killed_at_once_start_again_with_their_jobs(cluster: Cluster, qu
     waiting = cluster.submit("true", "--hold", "-J", "sis-saved")
     # The controller writes what it knows every few seconds; a crash before that loses the job.
     saved = cluster.root / "lib" / "slurmctld" / "job_state"
-    until(lambda: saved.exists() and b"sis-saved" in saved.read_bytes(), 30, "the controller has saved its state")
+    until(lambda: saved.exists() and b"sis-saved" in saved.read_bytes(), 60, "the controller has saved its state")
     for daemon in ("slurmctld", "slurmd.n1", "slurmd.n2"):
         os.kill(cluster.pid(daemon), signal.SIGKILL)
     cluster.start()
@@ -205,7 +205,7 @@ def test_a_job_that_can_never_start_says_why(cluster: Cluster, queue: SlurmQueue
     cluster.run("scontrol", "update", "partitionname=low", "maxtime=5")
     try:
         job = cluster.submit("true", "-p", "low", option)
-        until(lambda: words in stuck(state(queue, job)), 15, f"it should {words}")
+        until(lambda: words in stuck(state(queue, job)), 60, f"it should {words}")
     finally:
         cluster.run("scontrol", "update", "partitionname=low", "maxtime=infinite")
 

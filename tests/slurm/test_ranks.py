@@ -45,7 +45,7 @@ def test_two_nodes_train_together(bench: Bench, peace: Bench) -> None:
 def test_a_process_that_fails_takes_the_others_with_it(bench: Bench) -> None:
     # Three processes cannot share a batch of four.
     asked(bench, gpus=3)
-    done = bench.run(bench.training(), check=False, timeout=120)
+    done = bench.run(bench.training(), check=False, timeout=300)
     assert done.returncode == 2
     last = done.stdout.strip().splitlines()[-1]
     assert last.startswith("error: job ") and "3" in last and "_0_log.err" in last

@@ -103,8 +103,8 @@ def test_more_shards_than_the_array_may_have_share_jobs(ready: Bench, peace: Ben
 
 def test_a_deleted_manifest_comes_back_without_a_job(ready: Bench, peace: Bench) -> None:
     ready.run(ready.sampling("images", "model"))
-    until(lambda: "RUNNING" not in ready.cluster.jobs().values(), 30, "the jobs have left")
-    until(lambda: "COMPLETING" not in ready.cluster.jobs().values(), 30, "the jobs have left")
+    until(lambda: "RUNNING" not in ready.cluster.jobs().values(), 60, "the jobs have left")
+    until(lambda: "COMPLETING" not in ready.cluster.jobs().values(), 60, "the jobs have left")
     (ready.folder / "images/manifest.json").unlink()
     again = ready.run(ready.sampling("images", "model"))
     assert "has finished it" in again.stdout and "submitted" not in again.stdout

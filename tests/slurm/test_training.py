@@ -110,7 +110,7 @@ def test_a_second_head_waits_for_the_first(bench: Bench) -> None:
     first = bench.start(bench.training())
     bench.reaches("model", 5)
     second = bench.start(bench.training())
-    until(lambda: "waiting for it" in bench.said(second), 30, "the second head says that it waits")
+    until(lambda: "waiting for it" in bench.said(second), 60, "the second head says that it waits")
     assert bench.ended(first) == 0 and bench.ended(second) == 0
     assert [event["event"] for event in bench.events("model")] == ["start", "end"]
 
