@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _NO_LIMIT = 1_000_000
 #: sbatch's words when no node fits, which is also said while no node has reported.
 _NO_SUCH_NODE = "node configuration is not available"
+#: Seconds that nodes may take to report to a controller that was started again.
+_WAKING = 600.0
 #: What a site may say, in the words of sbatch.
 _CHOICES = ("partition", "account", "qos", "constraint", "exclude", "gres")
 
@@ -55,7 +58,7 @@ class SlurmSubmitter:
 
     def __init__(self, site: SlurmSite) -> None:
         self.site, self.patience = site, site.patience_seconds
-        self._slurm = SlurmQueue()
+        self._slurm, self._refused_since = SlurmQueue(), 0.0
         self.queue: Queue = self._slurm
 
     def at_most(self, needs: Needs) -> int:
@@ -91,9 +94,16 @@ class SlurmSubmitter:
         except (OSError, subprocess.SubprocessError) as error:
             raise refused(str(error), self.site) from error
         if done.returncode:
-            if _NO_SUCH_NODE in done.stderr and self._slurm.waking(partition(self.site, needs)):
+            if _NO_SUCH_NODE in done.stderr and self._waking(needs):
                 raise Unreachable("Slurm's controller has just started and has not heard of all its nodes yet")
             raise refused(done.stderr, self.site)
+        self._refused_since = 0.0
+
+    def _waking(self, needs: Needs) -> bool:
+        """Whether nodes may still report; one that is dead keeps its unknown state, on some sites for ever."""
+        self._refused_since = self._refused_since or time.monotonic()
+        patient = time.monotonic() - self._refused_since < _WAKING
+        return patient and self._slurm.waking(partition(self.site, needs))
 
     def parameters(self, name: str, needs: Needs) -> dict[str, Any]:
         """submitit's words for what a job needs here; what nobody asks for is left out."""
