@@ -20,7 +20,7 @@ _NO_ACCESS = {errno.EACCES, errno.EROFS, errno.EPERM}
 
 
 def this_host() -> str:
-    """Eight letters for this machine, or container: processes of two nodes may have the same number."""
+    """Eight hexadecimal digits for this machine, or container: processes of two nodes may have the same number."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 

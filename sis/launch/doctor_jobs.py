@@ -202,6 +202,7 @@ def _converse(talk: _Talk, lock: IO[bytes]) -> Iterator[Finding]:
             yield said
             return
         rounds.append(said)
+    probe.replace(probe.question(talk.folder, probe.FAREWELL), "!")
     talk.finished = True
     yield from judge(talk.job, talk.tiny.gpu, talk.site, asked, rounds)
 

@@ -20,6 +20,8 @@ from pathlib import Path
 ROUNDS = 5
 #: In this round the head no longer holds the lock.
 FREED = ROUNDS
+#: The question that asks nothing more: until then nobody leaves, for srun soon ends those who are left.
+FAREWELL = ROUNDS + 1
 LOCK = "lock"
 #: Seconds between two looks, and until a head that asks nothing more counts as gone.
 LOOK, PATIENCE = 0.01, 120.0
@@ -55,7 +57,7 @@ def main(folder: Path) -> int:
             return 1
         said = {**facts, "round": number, "lock": _lock(folder / LOCK), "at": time.time()}
         replace(answer(folder, rank), json.dumps(said))
-    return 0
+    return 0 if _seen(question(folder, FAREWELL)) else 1
 
 
 def _seen(path: Path) -> bool:

@@ -4,13 +4,20 @@
 from __future__ import annotations
 
 import fcntl
+import json
+import os
 import platform
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from recorded_slurm import Recorded, demand, facts, only
 
 from sis.config.cluster import SlurmSite
+from sis.launch import doctor_probe as probe
 from sis.launch.doctor import tiny_jobs
 from sis.launch.doctor_finding import Finding
 from sis.launch.doctor_jobs import TinyJob, sbatch_words, script, try_job
@@ -74,6 +81,23 @@ def test_a_tiny_job_that_fails_without_a_log(tmp_path: Path) -> None:
         tmp_path, 60, sbatch="12\n", squeue=Answer(1, "", "slurm_load_jobs error: Invalid job id specified")
     )
     assert "ended as FORGOTTEN" in gone[0].text
+
+
+def test_no_process_of_the_tiny_job_leaves_before_the_farewell(tmp_path: Path) -> None:
+    (tmp_path / probe.LOCK).touch()
+    job = subprocess.Popen(
+        [sys.executable, "-m", probe.__name__, str(tmp_path)], env={**os.environ, "SLURM_PROCID": "1"}
+    )
+    deadline = time.monotonic() + 60
+    for number in range(ROUNDS + 1):
+        probe.question(tmp_path, number).touch()
+        while not (said := probe.answer(tmp_path, 1)).exists() or json.loads(said.read_text())["round"] != number:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    with pytest.raises(subprocess.TimeoutExpired):
+        job.wait(0.3)
+    probe.question(tmp_path, probe.FAREWELL).touch()
+    assert job.wait(60) == 0
 
 
 def test_what_a_killed_doctor_left_goes_and_a_living_one_stays(tmp_path: Path) -> None:
