@@ -75,9 +75,12 @@ class _Reader(pickle.Unpickler):
         return _StandIn(_NAMES[module, name])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _StandIn:
-    """What a pickle gets for a name; calling it makes a note."""
+    """What a pickle gets for a name; calling it makes a note.
+
+    Not frozen: older releases of Python 3.11 replace `__setstate__` of a frozen class with slots by their own.
+    """
 
     kind: str
 
